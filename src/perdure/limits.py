@@ -1,0 +1,91 @@
+"""Every bound, with the reason beside it. None limits what a workflow may do; each protects
+the machine or keeps a mistake from becoming an outage. `App(limits=...)` replaces the settable ones.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+# -- fixed -----------------------------------------------------------------------------------
+
+NAME_CHARS_MAX: Final = 256
+"""A step name is shown in every table; the peer's bound, so that names carry over."""
+
+ID_CHARS_MAX: Final = 512
+"""An id is hashed into the file name when long, so only the catalog's index pays for length."""
+
+WORKFLOW_NAME_CHARS_MAX: Final = 64
+"""A workflow's name is a folder's name; the peer's bound."""
+
+EVENT_TYPE_CHARS_MAX: Final = 100
+"""The peer's bound, so that event types carry over."""
+
+FILE_NAME_BYTES_MAX: Final = 200
+"""Linux allows 255 bytes; `-wal`, `-shm` and an archive suffix must fit behind it."""
+
+INPUT_BYTES_INLINE_MAX: Final = 64 * 1024
+"""Arguments are recorded for reading, not for replay: beyond this only their digest is kept."""
+
+VALUE_BYTES_INLINE_MAX: Final = 64 * 1024
+"""A larger value goes to the chunk table, so that `steps` stays small and quick to scan."""
+
+CHUNK_BYTES: Final = 256 * 1024
+"""One row of the chunk table: large enough to be quick, small enough to be read piecemeal."""
+
+VIEW_OUTPUT_BYTES_MAX: Final = 16 * 1024 * 1024
+"""The views join chunks up to here; a table scan must not fill the memory of a reader."""
+
+VALUE_BYTES_MAX: Final = 1_000_000_000 - 64 * 1024
+"""SQLite's own limit on one value, less the room for its row."""
+
+BUSY_TIMEOUT_MS: Final = 10_000
+"""How long a connection waits for another's lock; only the catalog has more than one writer."""
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """The settable bounds of one runtime.
+
+    >>> Limits(running_max=8).running_max
+    8
+    """
+
+    running_max: int = 1_000
+    """Instances whose `run()` is warm and has something to do, at one time."""
+
+    warm_max: int = 2_000
+    """Instances kept in memory with their file open: three descriptors each."""
+
+    idle_grace_s: float = 5.0
+    """A parked instance hibernates after this long without a wake-up."""
+
+    threads_max: int = 32
+    """Plain step functions running in worker threads at one time."""
+
+    processes_max: int = 4
+    """Child processes for `process_step`; CPU-bound work gains nothing beyond the cores."""
+
+    sync_threads_max: int = 4
+    """Threads that wait for the disk while instance files are synced one by one."""
+
+    shutdown_grace_s: float = 10.0
+    """After this long a shutdown stops waiting for step functions and exits hard."""
+
+    query_timeout_s: float = 30.0
+    """A reader that never ends keeps a WAL from being reset."""
+
+    catalog_batch_max: int = 1_000
+    """Writes of the catalog that share one transaction and so one sync."""
+
+    claim_batch_max: int = 200
+    """Queued instances that one tick starts: a long queue must not hold up the sleepers."""
+
+    crashes_max: int = 16
+    """Deaths of the process in a row, with no step recorded between, that park an instance as dead."""
+
+    wal_pages_max: int = 1_000
+    """An instance's WAL is checkpointed when it grows beyond this many pages (4 KiB each)."""
+
+    delay_function_timeout_s: float = 5.0
+    """A retry's delay function that hangs must not hold the step; the peer's bound."""
