@@ -1,0 +1,344 @@
+"""The catalog: which instances a state folder holds, who owns them, when they wake.
+
+An index, and the queue of those not started; the truth about a started instance is its own
+file (law 9). It is also the transport by which processes reach each other: the inbox.
+It runs at `synchronous=FULL` whatever the durability of the instances, and its writes are
+grouped: one transaction and one sync for all that wait (`CatalogWriter`).
+
+Invariants:
+    An instance's row is marked open, durably, before an owner first changes its file.
+    A reused id is refused by the primary key, whoever asks first.
+    One process checkpoints: the one that owns the folder.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable
+from importlib import resources
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from perdure.errors import InstanceExistsError, StateUnusableError, StateVersionError
+from perdure.limits import BUSY_TIMEOUT_MS
+from perdure.storage.files import storage_error
+from perdure.storage.records import Birth, CatalogRow, Deadline, Key, Message, Reply, Status, Stored
+
+APPLICATION_ID: Final = 0x50524443  # "PRDC"
+SCHEMA_VERSION: Final = 1
+
+COLUMNS: Final = """workflow, id, incarnation, status, reason, birth, params, created_at, started_at, ended_at, start_at,
+    wake_at, wake_boot, boot, owner, epoch, open, crashes, version, parent, tags"""
+FIND: Final = f"SELECT {COLUMNS} FROM _perdure_instances WHERE workflow = ? AND id = ?"
+FIND_ID: Final = f"SELECT {COLUMNS} FROM _perdure_instances WHERE id = ? ORDER BY workflow"
+ADD: Final = """
+    INSERT INTO _perdure_instances (workflow, id, incarnation, status, birth, params, created_at, start_at, owner, epoch,
+        open, version, parent, tags)
+    VALUES (?, ?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+REPLACE: Final = "DELETE FROM _perdure_instances WHERE workflow = ? AND id = ?"
+QUEUED: Final = f"""
+    SELECT {COLUMNS} FROM _perdure_instances
+    WHERE status = 'queued' AND open = 0 AND coalesce(start_at, 0) <= ? ORDER BY created_at LIMIT ?"""
+NEXT_START: Final = "SELECT min(coalesce(start_at, 0)) FROM _perdure_instances WHERE status = 'queued' AND open = 0"
+DUE: Final = f"""
+    SELECT {COLUMNS} FROM _perdure_instances WHERE open = 0 AND wake_boot <= ?
+    UNION ALL
+    SELECT {COLUMNS} FROM _perdure_instances WHERE open = 0 AND wake_boot IS NULL AND wake_at <= ?
+    LIMIT ?"""
+NEXT_WAKE_BOOT: Final = "SELECT min(wake_boot) FROM _perdure_instances WHERE wake_boot IS NOT NULL AND open = 0"
+NEXT_WAKE_AT: Final = """
+    SELECT min(wake_at) FROM _perdure_instances WHERE wake_at IS NOT NULL AND wake_boot IS NULL AND open = 0"""
+OPENED: Final = f"SELECT {COLUMNS} FROM _perdure_instances WHERE open = 1 ORDER BY created_at"
+CLAIM: Final = """
+    UPDATE _perdure_instances SET owner = ?, epoch = epoch + 1, open = 1
+    WHERE workflow = ? AND id = ? RETURNING epoch"""
+SETTLE: Final = """
+    UPDATE _perdure_instances SET status = ?, reason = ?, birth = NULL, params = NULL, started_at = ?, ended_at = ?,
+        wake_at = ?, wake_boot = ?, boot = ?, open = ?, crashes = ?, version = ?
+    WHERE workflow = ? AND id = ?"""
+CRASHED: Final = "UPDATE _perdure_instances SET crashes = crashes + 1 WHERE open = 1"
+REBOOT: Final = """
+    UPDATE _perdure_instances SET wake_boot = max(0, wake_at - ? + ?), boot = ?
+    WHERE wake_boot IS NOT NULL AND boot IS NOT ?"""
+LIST: Final = f"SELECT {COLUMNS} FROM _perdure_instances"
+COUNTS: Final = "SELECT workflow, status, count(*) FROM _perdure_instances GROUP BY 1, 2 ORDER BY 1, 2"
+RESTORE: Final = f"""
+    INSERT OR REPLACE INTO _perdure_instances ({COLUMNS}) VALUES ({", ".join("?" * 21)})"""
+
+WORKER: Final = """
+    INSERT INTO _perdure_workers (pid, boot, started_at, doorbell, durability) VALUES (?, ?, ?, ?, ?)"""
+WORKER_STOPPED: Final = "UPDATE _perdure_workers SET stopped_at = ? WHERE worker = ?"
+WORKER_LAST: Final = """
+    SELECT worker, pid, boot, doorbell, durability, stopped_at FROM _perdure_workers ORDER BY worker DESC LIMIT 1"""
+WORKERS_OLD: Final = "DELETE FROM _perdure_workers WHERE worker <= ?"
+
+POST: Final = """
+    INSERT INTO _perdure_inbox (token, workflow, id, command, body, actor, sent_at) VALUES (?, ?, ?, ?, ?, ?, ?)"""
+PENDING: Final = """
+    SELECT seq, token, workflow, id, command, body, actor FROM _perdure_inbox WHERE done_at IS NULL ORDER BY seq"""
+DONE: Final = "UPDATE _perdure_inbox SET done_at = ?, reply = ? WHERE seq = ?"
+REPLY: Final = "SELECT reply FROM _perdure_inbox WHERE token = ?"
+SWEEP: Final = "DELETE FROM _perdure_inbox WHERE done_at < ?"
+
+
+class WorkerRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One process that owns, or owned, the folder."""
+
+    worker: int
+    pid: int
+    boot: int
+    doorbell: str | None
+    durability: str
+    stopped_at_ms: int | None
+
+
+def open_catalog(path: Path, *, checkpointer: bool, create: bool = True) -> sqlite3.Connection:
+    """Open the catalog, making it where it is missing.
+
+    Only the process that owns the folder may be `checkpointer`. Raises `StateUnusableError`
+    for a file that is not a catalog or cannot be written, `StateVersionError` for a newer one.
+    """
+    new = not path.exists()
+    if new and not create:
+        raise StateUnusableError(f"{path.parent} is not a state folder: it has no {path.name}", path=str(path.parent))
+    try:
+        connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=BUSY_TIMEOUT_MS / 1000)
+        _prepare(connection, path, checkpointer=checkpointer)
+    except sqlite3.OperationalError as error:
+        if "full" in str(error):
+            raise storage_error(error, path) from error
+        raise StateUnusableError(
+            f"the catalog {path} cannot be opened for writing ({error}): check the folder's owner and permissions",
+            path=str(path),
+        ) from error
+    except sqlite3.DatabaseError as error:
+        raise StateUnusableError(
+            f"the catalog {path} is damaged or not a database ({error}): move it away and run `perdure repair`, which"
+            " rebuilds it from the instances' files",
+            path=str(path),
+        ) from error
+    return connection
+
+
+def _prepare(connection: sqlite3.Connection, path: Path, *, checkpointer: bool) -> None:
+    connection.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=FULL")
+    connection.execute(f"PRAGMA wal_autocheckpoint={1000 if checkpointer else 0}")
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    (application_id,) = connection.execute("PRAGMA application_id").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if not tables and not application_id:
+        _create(connection)
+        return
+    if application_id != APPLICATION_ID:
+        connection.close()
+        raise StateUnusableError(
+            f"{path} is a database of another program (application_id {application_id:#x}): choose another state folder",
+            path=str(path),
+        )
+    if version > SCHEMA_VERSION:
+        connection.close()
+        raise StateVersionError(
+            f"the state folder {path.parent} was written by a newer Perdure (catalog version {version}; this one knows"
+            f" up to {SCHEMA_VERSION}): upgrade perdure",
+            path=str(path.parent),
+        )
+
+
+def _create(connection: sqlite3.Connection) -> None:
+    schema = resources.files("perdure.storage").joinpath("catalog.sql").read_text("utf-8")
+    connection.execute("BEGIN EXCLUSIVE")
+    if not connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
+        for statement in _statements(schema):
+            connection.execute(statement)
+        connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
+        connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+    connection.execute("COMMIT")
+
+
+def _statements(script: str) -> Iterable[str]:
+    """Split a script, so that it can run inside a transaction (`executescript` would end it)."""
+    statement = ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""
+
+
+class Catalog:
+    """The catalog's rows, over one connection. Used by one thread at a time.
+
+    Reading methods may be called on a connection of the loop's own; writing ones run inside a
+    transaction that the caller began (`CatalogWriter`, or `transaction`).
+    """
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self.connection = connection
+
+    # -- instances: reading ----------------------------------------------------------------
+
+    def find(self, key: Key) -> CatalogRow | None:
+        """Return the row of one instance, or None."""
+        row = self.connection.execute(FIND, (key.workflow, key.id)).fetchone()
+        return None if row is None else _row(row)
+
+    def find_id(self, instance_id: str) -> list[CatalogRow]:
+        """Return the rows of all instances with that id, one for each workflow that has one."""
+        return [_row(row) for row in self.connection.execute(FIND_ID, (instance_id,))]
+
+    def queued(self, now_ms: int, limit: int) -> list[CatalogRow]:
+        """Return unstarted instances whose start time has come, oldest first."""
+        return [_row(row) for row in self.connection.execute(QUEUED, (now_ms, limit))]
+
+    def next_start_ms(self) -> int | None:
+        """Return when the next unstarted instance may start, on the wall clock."""
+        value: int | None = self.connection.execute(NEXT_START).fetchone()[0]
+        return value
+
+    def due(self, *, boot_ms: int, wall_ms: int, limit: int) -> list[CatalogRow]:
+        """Return closed instances whose wake-up has come."""
+        return [_row(row) for row in self.connection.execute(DUE, (boot_ms, wall_ms, limit))]
+
+    def next_wakes(self) -> tuple[int | None, int | None]:
+        """Return the next wake-ups of closed instances: on the boot clock and on the wall clock."""
+        return (
+            self.connection.execute(NEXT_WAKE_BOOT).fetchone()[0],
+            self.connection.execute(NEXT_WAKE_AT).fetchone()[0],
+        )
+
+    def opened(self) -> list[CatalogRow]:
+        """Return the instances marked open: after a death, those to recover."""
+        return [_row(row) for row in self.connection.execute(OPENED)]
+
+    def list(
+        self, *, workflow: str | None = None, status: str | None = None, limit: int | None = None
+    ) -> list[CatalogRow]:
+        """Return rows, newest first."""
+        where = [f"{column} = ?" for column, value in (("workflow", workflow), ("status", status)) if value is not None]
+        values: list[Any] = [value for value in (workflow, status) if value is not None]
+        sql = LIST + (f" WHERE {' AND '.join(where)}" if where else "") + " ORDER BY created_at DESC, id"
+        if limit is not None:
+            sql += " LIMIT ?"
+            values.append(limit)
+        return [_row(row) for row in self.connection.execute(sql, values)]
+
+    def counts(self) -> list[tuple[str, str, int]]:
+        """Return how many instances each workflow has in each status."""
+        return list(self.connection.execute(COUNTS))
+
+    # -- instances: writing ----------------------------------------------------------------
+
+    def add(
+        self, birth: Birth, params: Stored | None, *, start_at_ms: int | None = None, owner: int | None = None,
+        replace: bool = False,
+    ) -> None:  # fmt: skip
+        """Queue a new instance; with `owner`, as claimed by it. Raises `InstanceExistsError`."""
+        if replace:
+            self.connection.execute(REPLACE, (birth.workflow, birth.id))
+        epoch, opened = (1, 1) if owner is not None else (0, 0)
+        text = msgspec.json.encode(birth).decode()
+        try:
+            self.connection.execute(
+                ADD,
+                (birth.workflow, birth.id, birth.incarnation, text, params, birth.created_at_ms, start_at_ms, owner,
+                 epoch, opened, birth.version, birth.parent, birth.tags),
+            )  # fmt: skip
+        except sqlite3.IntegrityError as error:
+            raise InstanceExistsError(
+                f"{birth.workflow}/{birth.id} exists already: choose another id, or say if_exists='attach'",
+                workflow=birth.workflow,
+                instance_id=birth.id,
+            ) from error
+
+    def claim(self, key: Key, owner: int) -> int:
+        """Mark an instance as open and owned, and return its new epoch."""
+        epoch: int = self.connection.execute(CLAIM, (owner, key.workflow, key.id)).fetchone()[0]
+        return epoch
+
+    def settle(
+        self, key: Key, status: Status, *, reason: str | None, started_at_ms: int | None, ended_at_ms: int | None,
+        wake: Deadline | None, version: str | None, stay_open: bool = False, crashes: int = 0,
+    ) -> None:  # fmt: skip
+        """Write down how far an instance got when its file was closed."""
+        wall, boot_ms, boot = (wake.wall_ms, wake.boot_ms, wake.boot) if wake else (None, None, None)
+        self.connection.execute(
+            SETTLE,
+            (status, reason, started_at_ms, ended_at_ms, wall, boot_ms, boot, int(stay_open), crashes, version,
+             key.workflow, key.id),
+        )  # fmt: skip
+
+    def remove(self, key: Key) -> None:
+        """Drop the row of an instance."""
+        self.connection.execute(REPLACE, (key.workflow, key.id))
+
+    def crashed(self) -> None:
+        """Count one death of the process for every instance that was open."""
+        self.connection.execute(CRASHED)
+
+    def rebooted(self, *, wall_ms: int, boot_ms: int, boot: int) -> None:
+        """Carry wake-ups of an earlier boot over to this one's clock, by the wall clock."""
+        self.connection.execute(REBOOT, (wall_ms, boot_ms, boot, boot))
+
+    def restore(self, row: CatalogRow) -> None:
+        """Write a row as it was found in an instance's file (`perdure repair`)."""
+        self.connection.execute(RESTORE, msgspec.structs.astuple(row))
+
+    # -- workers ---------------------------------------------------------------------------
+
+    def last_worker(self) -> WorkerRow | None:
+        """Return the process that owned the folder last."""
+        row = self.connection.execute(WORKER_LAST).fetchone()
+        if row is None:
+            return None
+        worker, pid, boot, doorbell, durability, stopped = row
+        return WorkerRow(
+            worker=worker, pid=pid, boot=boot, doorbell=doorbell, durability=durability, stopped_at_ms=stopped
+        )
+
+    def add_worker(self, *, pid: int, boot: int, at_ms: int, doorbell: str | None, durability: str) -> int:
+        """Record this process as owner of the folder and return its number."""
+        worker = self.connection.execute(WORKER, (pid, boot, at_ms, doorbell, durability)).lastrowid
+        assert worker is not None
+        self.connection.execute(WORKERS_OLD, (worker - 100,))
+        return worker
+
+    def stop_worker(self, worker: int, at_ms: int) -> None:
+        """Record that a process gave the folder up cleanly."""
+        self.connection.execute(WORKER_STOPPED, (at_ms, worker))
+
+    # -- inbox -----------------------------------------------------------------------------
+
+    def post(self, message: Message, *, at_ms: int) -> None:
+        """Put a command for the owner of the folder into the inbox."""
+        self.connection.execute(
+            POST, (message.token, message.workflow, message.id, message.command, message.body, message.actor, at_ms)
+        )
+
+    def pending(self) -> list[Message]:
+        """Return the commands not carried out yet, in the order they were sent."""
+        return [
+            Message(seq=seq, token=token, workflow=workflow, id=id_, command=command, body=body, actor=actor)
+            for seq, token, workflow, id_, command, body, actor in self.connection.execute(PENDING)
+        ]
+
+    def done(self, seq: int, reply: Reply, *, at_ms: int) -> None:
+        """Record how a command ended. Its sender waits for this."""
+        self.connection.execute(DONE, (at_ms, msgspec.json.encode(reply).decode(), seq))
+        self.connection.execute(SWEEP, (at_ms - 3_600_000,))
+
+    def reply(self, token: str) -> Reply | None:
+        """Return how the command with `token` ended, or None while it has not."""
+        row = self.connection.execute(REPLY, (token,)).fetchone()
+        return None if row is None or row[0] is None else msgspec.json.decode(row[0], type=Reply)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.connection.close()
+
+
+def _row(row: tuple[Any, ...]) -> CatalogRow:
+    return CatalogRow(**dict(zip(CatalogRow.__struct_fields__, row, strict=True)))

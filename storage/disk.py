@@ -1,0 +1,87 @@
+"""The file system as the runtime uses it: the one place that makes bytes durable.
+
+Whoever opens a runtime hands a `Disk` in; nothing reaches for `os.fsync` by itself. So a test
+can count the syncs, make one fail, or leave it out and watch a law break.
+
+Invariants:
+    A sync returns only when the operating system says that the bytes are on the disk.
+    No live database file is opened here: closing any descriptor of one would drop the locks
+    that SQLite holds on it. A WAL file may be (it is never locked).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import msgspec
+
+if sys.platform == "darwin":
+    import fcntl
+
+
+class DiskStatistics(msgspec.Struct, frozen=True, kw_only=True):
+    """How often something was made durable."""
+
+    file_syncs: int
+    directory_syncs: int
+
+
+class Disk:
+    """Syncs files and directories, and counts it.
+
+    Safe to use from several threads: the counters may miss one under contention, never the disk.
+    """
+
+    def __init__(self) -> None:
+        self._file_syncs = 0
+        self._directory_syncs = 0
+
+    def sync_descriptor(self, descriptor: int) -> None:
+        """Return when everything written to `descriptor` is on the disk."""
+        self._file_syncs += 1
+        if sys.platform == "darwin":  # pragma: no cover - fsync there stops at the drive's cache
+            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+        else:
+            os.fdatasync(descriptor)
+
+    def sync_directory(self, path: Path) -> None:
+        """Return when the entries of the folder `path` are on the disk."""
+        self._directory_syncs += 1
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def write_new(self, path: Path, data: bytes, *, durable: bool) -> None:
+        """Make the file `path`, which must not exist, with `data` in it, whole or not at all.
+
+        With `durable` its bytes are on the disk on return; its directory entry is not.
+        """
+        part = path.with_name(path.name + ".part")
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        try:
+            os.write(descriptor, data)
+            if durable:
+                self.sync_descriptor(descriptor)
+        finally:
+            os.close(descriptor)
+        os.rename(part, path)
+
+    def make_folder(self, path: Path, *, durable: bool) -> None:
+        """Make the folder `path` and its parents, durably where asked for."""
+        missing: list[Path] = []
+        folder = path
+        while not folder.exists():
+            missing.append(folder)
+            folder = folder.parent
+        path.mkdir(parents=True, exist_ok=True)
+        if durable:
+            for made in missing:
+                self.sync_directory(made.parent)
+
+    def statistics(self) -> DiskStatistics:
+        """Return the counters."""
+        return DiskStatistics(file_syncs=self._file_syncs, directory_syncs=self._directory_syncs)

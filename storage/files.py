@@ -1,0 +1,257 @@
+"""An instance's file: made from a template, opened, migrated, committed, closed. The one way.
+
+The loop's thread writes through one connection; nobody else writes. SQLite itself never syncs
+for an open file (`synchronous=OFF`): the gate does, in another thread, through a descriptor of
+the `-wal` file, which is harmless to SQLite's locks. Closing and checkpointing sync through
+SQLite, off the loop.
+
+Invariants:
+    A file is opened by SQLite alone while it is live.
+    Each write transaction begins by checking the epoch: a file taken over is not written to.
+    One connection checkpoints at a time.
+    What `close` leaves behind is one file, checkpointed and, with durability `full`, synced.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sqlite3
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Final
+
+from perdure.errors import InstanceDamagedError, StateVersionError, StorageFullError, StorageWriteError
+from perdure.storage.disk import Disk
+from perdure.storage.records import Durability
+
+APPLICATION_ID: Final = 0x50524455  # "PRDU"
+SCHEMA_VERSION: Final = 1
+PAGE_BYTES: Final = 4096
+BUSY_MS: Final = 1_000  # somebody edits the file with sqlite3: the loop waits this long at most
+
+OPENING: Final = (
+    "PRAGMA synchronous=OFF",
+    "PRAGMA wal_autocheckpoint=0",
+    f"PRAGMA busy_timeout={BUSY_MS}",
+    "PRAGMA cache_size=-512",
+    "PRAGMA temp_store=MEMORY",
+)
+EPOCH: Final = "SELECT epoch FROM _perdure_instance"
+
+MIGRATIONS: Final[dict[int, str]] = {}
+"""SQL that takes a file from the version that is the key to the next one."""
+
+
+@functools.cache
+def template() -> bytes:
+    """Return the bytes of an empty instance file: making a file is then one write, no DDL."""
+    schema = resources.files("perdure.storage").joinpath("instance.sql").read_text("utf-8")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "template.sqlite")
+        connection = sqlite3.connect(path, isolation_level=None)
+        connection.execute(f"PRAGMA page_size={PAGE_BYTES}")
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
+        connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+        connection.executescript(schema)
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        connection.close()
+        return path.read_bytes()
+
+
+def create_file(path: Path, *, disk: Disk, durable: bool) -> None:
+    """Make the empty instance file `path`. Runs off the loop; syncs when `durable`."""
+    disk.make_folder(path.parent, durable=durable)
+    disk.write_new(path, template(), durable=durable)
+
+
+def storage_error(error: sqlite3.Error | OSError, path: Path) -> StorageWriteError | StorageFullError:
+    """Return the error that tells the user what `error` means for the file `path`."""
+    text = str(error)
+    full = isinstance(error, OSError) and error.errno == 28
+    if full or "full" in text:
+        return StorageFullError(
+            f"the disk that holds {path} is full ({text}): free some room; what was committed is intact and"
+            " the instance goes on by itself",
+            path=str(path),
+        )
+    return StorageWriteError(f"writing {path} failed: {text}; what was committed is intact", path=str(path))
+
+
+class InstanceFile:
+    """One open instance file: a connection, the transaction under way, and its commit number.
+
+    `stamp` is the number of the commit that the next writes will be part of. `generation` grows
+    with every commit; `durable_generation` is what the disk is known to have.
+    """
+
+    __slots__ = (
+        "_closed",
+        "_disk",
+        "_durability",
+        "_execute",
+        "_in_transaction",
+        "_wal",
+        "bytes_since_checkpoint",
+        "connection",
+        "directory_synced",
+        "durable_generation",
+        "epoch",
+        "failure",
+        "generation",
+        "path",
+        "stamp",
+        "ticket",
+    )
+
+    def __init__(self, path: Path, connection: sqlite3.Connection, *, disk: Disk, durability: Durability) -> None:
+        self.path = path
+        self.connection = connection
+        self._execute: Callable[..., sqlite3.Cursor] = connection.execute
+        self.epoch = 0
+        self.stamp = 1
+        self.generation = 0
+        self.durable_generation = 0
+        self.bytes_since_checkpoint = 0
+        self.failure: Exception | None = None
+        self.directory_synced = False
+        self.ticket: Any = None  # the gate's: who waits for this file
+        self._disk = disk
+        self._durability = durability
+        self._in_transaction = False
+        self._wal: int | None = None
+        self._closed = False
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether writes are waiting for the tick's commit."""
+        return self._in_transaction
+
+    def execute(self, sql: str, values: Sequence[object] = ()) -> sqlite3.Cursor:
+        """Run one of the runtime's own statements. A failure marks the file: its actor is reset.
+
+        Raises `StorageWriteError` or `StorageFullError`.
+        """
+        try:
+            return self._execute(sql, values)
+        except sqlite3.Error as error:
+            self.failure = self.failure or storage_error(error, self.path)
+            raise self.failure from error
+
+    def execute_many(self, sql: str, values: Iterable[Sequence[object]]) -> None:
+        """Run one statement for each of `values`; errors as in `execute`."""
+        try:
+            self.connection.executemany(sql, values)
+        except sqlite3.Error as error:
+            self.failure = self.failure or storage_error(error, self.path)
+            raise self.failure from error
+
+    def begin(self) -> None:
+        """Begin the tick's transaction, and refuse when the file belongs to another owner now."""
+        self._execute("BEGIN IMMEDIATE")
+        self._in_transaction = True
+        row = self._execute(EPOCH).fetchone()
+        if row is not None and row[0] != self.epoch:
+            self.rollback()
+            raise StorageWriteError(
+                f"{self.path} was taken over by another owner (epoch {row[0]}, ours {self.epoch})", path=str(self.path)
+            )
+
+    def commit(self) -> None:
+        """Commit the tick's transaction. The bytes are then with the operating system."""
+        self._execute("COMMIT")
+        self._in_transaction = False
+        self.stamp += 1
+        self.generation += 1
+        self.bytes_since_checkpoint += 3 * PAGE_BYTES
+
+    def rollback(self) -> None:
+        """Drop what was written since `begin`."""
+        self._in_transaction = False
+        if self.connection.in_transaction:
+            self._execute("ROLLBACK")
+
+    def sync(self) -> None:
+        """Make what was committed durable. Runs in a thread of the gate."""
+        if self._wal is None:
+            self._wal = os.open(f"{self.path}-wal", os.O_RDONLY | os.O_CLOEXEC)
+        self._disk.sync_descriptor(self._wal)
+        if not self.directory_synced:
+            self._disk.sync_directory(self.path.parent)
+            self.directory_synced = True
+
+    def checkpoint(self) -> None:
+        """Move the WAL's pages into the file, synced through SQLite. Runs off the loop."""
+        self.bytes_since_checkpoint = 0
+        connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
+        try:
+            connection.execute(f"PRAGMA busy_timeout={BUSY_MS}")
+            connection.execute(f"PRAGMA synchronous={'FULL' if self._durability == 'full' else 'OFF'}")
+            connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        finally:
+            connection.close()
+
+    def close(self) -> None:
+        """Close the file; the last connection checkpoints it and removes the WAL. Runs off the loop."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            self.rollback()
+            if self._durability == "full":
+                self._execute("PRAGMA synchronous=FULL")
+            self.connection.close()
+        finally:
+            if self._wal is not None:
+                os.close(self._wal)
+                self._wal = None
+
+
+def open_file(path: Path, *, disk: Disk, durability: Durability) -> InstanceFile:
+    """Open an existing instance file for writing, migrating it where it is of an older version.
+
+    Raises `StateVersionError` for a file of a newer Perdure and `InstanceDamagedError` for
+    one that is missing, not ours, or unreadable. Nothing is changed then.
+    """
+    if not path.exists():
+        raise InstanceDamagedError(f"the file {path} is missing; `perdure repair` drops its row from the catalog")
+    connection: sqlite3.Connection | None = None
+    try:
+        connection = sqlite3.connect(
+            path, isolation_level=None, check_same_thread=False, cached_statements=128, timeout=BUSY_MS / 1000
+        )
+        _check_header(connection, path)
+        for pragma in OPENING:
+            connection.execute(pragma)
+    except sqlite3.DatabaseError as error:
+        if connection is not None:
+            connection.close()
+        if "full" in str(error) or "I/O" in str(error):
+            raise storage_error(error, path) from error
+        raise InstanceDamagedError(
+            f"the file {path} cannot be read ({error}); nothing was changed in it. Restore it from a copy, or"
+            f" salvage it with: sqlite3 {path} .recover"
+        ) from error
+    except BaseException:
+        if connection is not None:
+            connection.close()
+        raise
+    return InstanceFile(path, connection, disk=disk, durability=durability)
+
+
+def _check_header(connection: sqlite3.Connection, path: Path) -> None:
+    (application_id,) = connection.execute("PRAGMA application_id").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if application_id != APPLICATION_ID:
+        raise InstanceDamagedError(f"the file {path} is not an instance of Perdure (application_id {application_id:#x})")
+    if version > SCHEMA_VERSION:
+        raise StateVersionError(
+            f"the file {path} has schema version {version}; this Perdure knows up to {SCHEMA_VERSION}: upgrade perdure",
+            path=str(path),
+        )
+    while version < SCHEMA_VERSION:
+        connection.executescript(f"BEGIN IMMEDIATE;{MIGRATIONS[version]};PRAGMA user_version={version + 1};COMMIT")
+        version += 1

@@ -1,0 +1,241 @@
+"""The output gate: nothing leaves an actor before the writes it rests on are safe (law 2).
+
+Prior art is workerd's `io-gate`: writes do not wait for the disk, whatever would let the
+outside see them does. An actor writes into its file's transaction and goes on; whoever must not
+run ahead of the disk awaits `passed`. Once a tick the gate commits every dirty file, makes the
+commits durable together in another thread, and lets the waiting tasks go.
+
+Syncing is file by file, each through its WAL. That is hidden in `_sync`: a redo log that makes
+a whole tick durable with one sync can take its place without anybody else noticing.
+
+Invariants:
+    `passed` returns only after the commit and, with durability `full`, the sync of everything
+    that was written to that file before the call.
+    A file is committed at most once a tick, and not while its owner holds it back.
+    A commit or sync that fails is told to everyone who waits for that file, and the file is
+    marked failed: its actor has to be reset.
+    What nobody waits for is committed, not synced.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterable
+
+import msgspec
+import trio
+
+from perdure.storage.files import InstanceFile, storage_error
+from perdure.storage.records import Durability
+
+
+class GateStatistics(msgspec.Struct, frozen=True, kw_only=True):
+    """What the gate has done so far. `synced_files` over `rounds` is how well ticks are shared."""
+
+    rounds: int
+    commits: int
+    syncs: int
+    waiting_files: int
+
+
+class Ticket:
+    """Those who wait for one file's next opening, and the error where it failed."""
+
+    __slots__ = ("error", "event")
+
+    def __init__(self) -> None:
+        self.event = trio.Event()
+        self.error: Exception | None = None
+
+
+class Gate:
+    """All files' gate: commits, syncs and opens. One per runtime, run by one task.
+
+    `on_commit` is called in the loop with every file just committed, `on_failure` with a file
+    whose commit or sync failed and the error.
+    """
+
+    def __init__(
+        self,
+        *,
+        durability: Durability,
+        threads_max: int,
+        on_commit: Callable[[InstanceFile], None] | None = None,
+        on_failure: Callable[[InstanceFile, Exception], None] | None = None,
+    ) -> None:
+        self.durability: Durability = durability
+        self._limiter = trio.CapacityLimiter(threads_max)
+        self._threads_max = threads_max
+        self._on_commit = on_commit
+        self._on_failure = on_failure
+        self._dirty: dict[InstanceFile, None] = {}
+        self._work = trio.Event()
+        self._syncing: set[InstanceFile] = set()
+        self._synced = trio.Event()
+        self._rounds = 0
+        self._commits = 0
+        self._syncs = 0
+
+    def touch(self, file: InstanceFile) -> None:
+        """Say that `file` holds writes to commit at the end of the tick. Begins its transaction.
+
+        Raises `StorageWriteError` where the transaction cannot begin.
+        """
+        if file.in_transaction:
+            return
+        if file.failure is not None:
+            raise file.failure
+        try:
+            file.begin()
+        except sqlite3.Error as error:
+            raise self._fail(file, storage_error(error, file.path)) from error
+        self._dirty[file] = None
+        if not self._work.is_set():
+            self._work.set()
+
+    def is_open(self, file: InstanceFile) -> bool:
+        """Whether everything written to `file` so far may be seen outside."""
+        return file.failure is None and self._safe(file) >= file.generation + file.in_transaction
+
+    def _safe(self, file: InstanceFile) -> int:
+        return file.generation if self.durability == "process" else file.durable_generation
+
+    async def passed(self, file: InstanceFile) -> None:
+        """Return when all that was written to `file` is committed and, with `full`, on disk.
+
+        Raises `StorageWriteError` or `StorageFullError` where that failed.
+        """
+        target = file.generation + file.in_transaction
+        while file.failure is not None or self._safe(file) < target:
+            if file.failure is not None:
+                raise file.failure
+            ticket = self._ticket(file)
+            await ticket.event.wait()
+            if ticket.error is not None:
+                raise ticket.error
+
+    def _ticket(self, file: InstanceFile) -> Ticket:
+        """Return the ticket of the round that will carry what `file` holds now."""
+        if file.ticket is None:
+            file.ticket = Ticket()
+            self._dirty.setdefault(file)
+            self._work.set()
+        ticket: Ticket = file.ticket
+        return ticket
+
+    async def run(self) -> None:
+        """Serve for ever: one round after another while there is work."""
+        while True:
+            await self._work.wait()
+            # Everything that is ready now gets to write before the tick's commit.
+            await trio.lowlevel.checkpoint()
+            await self._round()
+
+    async def _round(self) -> None:
+        batch = list(self._dirty)
+        self._dirty.clear()
+        self._work = trio.Event()
+        self._rounds += 1
+        waited: list[tuple[InstanceFile, Ticket, int]] = []
+        for file in batch:
+            ticket: Ticket | None = file.ticket
+            file.ticket = None
+            if self._commit(file, ticket) and ticket is not None:
+                waited.append((file, ticket, file.generation))
+        if not waited:
+            return
+        if self.durability == "full":
+            await self._sync(waited)
+        for file, ticket, generation in waited:
+            if file.failure is None:
+                file.durable_generation = max(file.durable_generation, generation)
+            ticket.event.set()
+
+    def _commit(self, file: InstanceFile, ticket: Ticket | None) -> bool:
+        """Commit one file; False where it failed and its waiters have been told."""
+        if file.failure is None and file.in_transaction:
+            try:
+                file.commit()
+                self._commits += 1
+            except sqlite3.Error as error:
+                file.rollback()
+                self._fail(file, storage_error(error, file.path))
+            else:
+                if self._on_commit is not None:
+                    self._on_commit(file)
+        if file.failure is not None:
+            if ticket is not None:
+                ticket.error = file.failure
+                ticket.event.set()
+            return False
+        return True
+
+    async def _sync(self, waited: list[tuple[InstanceFile, Ticket, int]]) -> None:
+        """Make the committed files durable: file by file, in as many threads as allowed."""
+        files = [file for file, _, _ in waited]
+        shares = [files[start :: self._threads_max] for start in range(min(self._threads_max, len(files)))]
+        self._syncing.update(files)
+        errors: list[tuple[InstanceFile, OSError]] = []
+        # A sync under way is waited for even when the runtime is being cancelled.
+        with trio.CancelScope(shield=True):
+            if len(shares) == 1:
+                errors += await trio.to_thread.run_sync(sync_files, shares[0], limiter=self._limiter)
+            else:
+
+                async def share_out(share: list[InstanceFile]) -> None:
+                    errors.extend(await trio.to_thread.run_sync(sync_files, share, limiter=self._limiter))
+
+                async with trio.open_nursery() as nursery:
+                    for share in shares:
+                        nursery.start_soon(share_out, share)
+        self._syncs += len(files)
+        self._syncing.difference_update(files)
+        self._synced.set()
+        self._synced = trio.Event()
+        for file, error in errors:
+            self._fail(file, storage_error(error, file.path))
+        for file, ticket, _ in waited:
+            ticket.error = file.failure
+
+    def _fail(self, file: InstanceFile, error: Exception) -> Exception:
+        if file.failure is None:
+            file.failure = error
+            if self._on_failure is not None:
+                self._on_failure(file, error)
+        return file.failure
+
+    async def release(self, file: InstanceFile) -> None:
+        """Let go of a file that is about to be closed; its uncommitted writes will be rolled back."""
+        while file in self._syncing:
+            await self._synced.wait()
+        self._dirty.pop(file, None)
+        ticket: Ticket | None = file.ticket
+        file.ticket = None
+        if ticket is not None:
+            ticket.error = file.failure or storage_error(OSError("the file was closed"), file.path)
+            ticket.event.set()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a round is due or a sync is under way; the virtual clock waits for it."""
+        return bool(self._dirty) or bool(self._syncing)
+
+    def statistics(self) -> GateStatistics:
+        """Return the counters."""
+        return GateStatistics(
+            rounds=self._rounds,
+            commits=self._commits,
+            syncs=self._syncs,
+            waiting_files=len(self._dirty) + len(self._syncing),
+        )
+
+
+def sync_files(files: Iterable[InstanceFile]) -> list[tuple[InstanceFile, OSError]]:
+    """Sync each file and return those that failed with their errors. Runs in a thread."""
+    failed: list[tuple[InstanceFile, OSError]] = []
+    for file in files:
+        try:
+            file.sync()
+        except OSError as error:
+            failed.append((file, error))
+    return failed

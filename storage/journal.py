@@ -1,0 +1,335 @@
+"""The journal: what one workflow instance has already done.
+
+One instance owns one SQLite file, and no other module touches the step and attempt tables in
+it. A step call puts two things to the journal: "has this been done?" and "write down that it
+has". An ordinary step costs one insert and one update: its current attempt stands in its own
+row, and only attempts that something came after are moved to a table of their own.
+
+Invariants:
+    A step is recorded once. Recording it again raises.
+    What `take` returns is what was recorded, byte for byte.
+    Each identity is handed out once per run of `run()`; what is left was not asked for.
+    Nothing here awaits, and nothing here commits: the gate does, once a tick.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from perdure.errors import PerdureError
+from perdure.storage.files import InstanceFile
+from perdure.storage.gate import Gate
+from perdure.storage.records import AttemptOutcome, Deadline, StepKind, StepStatus, Stored
+from perdure.storage.values import get_value, put_value
+
+SCAN: Final = """
+    SELECT seq, kind, name, count, status, attempt, counted, input_digest, output, output_ref, error, started_at,
+        attempt_at, attempt_commit, wake_at, wake_boot, boot, config, detail
+    FROM _perdure_steps WHERE superseded IS NULL AND seq > ? ORDER BY seq"""
+LAST: Final = "SELECT coalesce(max(seq), 0) FROM _perdure_steps"
+COMMITS: Final = """
+    SELECT max(
+        (SELECT coalesce(max(max(started_commit, coalesce(attempt_commit, 0), coalesce(ended_commit, 0))), 0) FROM _perdure_steps),
+        (SELECT coalesce(max(max(started_commit, coalesce(ended_commit, 0))), 0) FROM _perdure_attempts))"""
+START: Final = """
+    INSERT INTO _perdure_steps (seq, kind, name, count, status, attempt, counted, input, input_digest, started_at,
+        attempt_at, config, detail, sensitive, started_commit, attempt_commit)
+    VALUES (?, ?, ?, ?, 'running', 1, 1, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+WAIT: Final = """
+    INSERT INTO _perdure_steps (seq, kind, name, count, status, attempt, counted, started_at, wake_at, wake_boot, boot,
+        config, detail, started_commit)
+    VALUES (?, ?, ?, ?, 'waiting', 0, 0, ?, ?, ?, ?, ?, ?, ?)"""
+ADD_FINISHED: Final = """
+    INSERT INTO _perdure_steps (seq, kind, name, count, status, attempt, counted, input, input_digest, output, output_ref,
+        output_bytes, started_at, ended_at, detail, sensitive, started_commit, ended_commit)
+    VALUES (?, ?, ?, ?, 'completed', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+RESTART: Final = """
+    UPDATE _perdure_steps SET status = 'running', attempt = ?, counted = ?, attempt_at = ?, attempt_commit = ?, error = NULL,
+        wake_at = NULL, wake_boot = NULL, boot = NULL
+    WHERE seq = ? AND status IN ('running', 'waiting')"""
+FINISH: Final = """
+    UPDATE _perdure_steps SET status = 'completed', output = ?, output_ref = ?, output_bytes = ?, ended_at = ?, ended_commit = ?,
+        wake_at = NULL
+    WHERE seq = ? AND status IN ('running', 'waiting')"""
+END: Final = """
+    UPDATE _perdure_steps SET status = ?, error = ?, ended_at = ?, ended_commit = ?, wake_at = NULL
+    WHERE seq = ? AND status IN ('running', 'waiting')"""
+DETAIL: Final = "UPDATE _perdure_steps SET detail = ? WHERE seq = ?"
+RETRY_AT: Final = """
+    UPDATE _perdure_steps SET status = 'waiting', error = ?, wake_at = ?, wake_boot = ?, boot = ?
+    WHERE seq = ? AND status = 'running'"""
+UNCOUNT: Final = "UPDATE _perdure_steps SET counted = ? WHERE seq = ?"
+ADD_ATTEMPT: Final = """
+    INSERT INTO _perdure_attempts (step_seq, attempt, started_at, ended_at, outcome, error, started_commit, ended_commit)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?)"""
+SHIFT: Final = """
+    UPDATE _perdure_steps SET wake_at = wake_at + ?, wake_boot = wake_boot + ?
+    WHERE status = 'waiting' AND wake_at IS NOT NULL AND coalesce(json_extract(detail, '$.until'), 0) = 0"""
+
+
+class Step:
+    """One step as the journal has it. Changes only through the journal."""
+
+    __slots__ = (
+        "attempt",
+        "attempt_at_ms",
+        "attempt_commit",
+        "config",
+        "count",
+        "counted",
+        "detail",
+        "error",
+        "input_digest",
+        "kind",
+        "name",
+        "output",
+        "output_ref",
+        "seq",
+        "started_at_ms",
+        "status",
+        "wake",
+    )
+
+    seq: int
+    kind: StepKind
+    name: str
+    count: int
+    status: StepStatus
+    attempt: int
+    counted: int
+    input_digest: str | None
+    output: Stored | None
+    output_ref: int | None
+    error: str | None
+    started_at_ms: int
+    attempt_at_ms: int | None
+    attempt_commit: int | None
+    wake: Deadline | None
+    config: str | None
+    detail: str | None
+
+    @property
+    def finished(self) -> bool:
+        return self.status in ("completed", "failed", "cancelled")
+
+
+Identity = tuple[str, str, int]
+"""Kind, name and occurrence: what a step call asks for."""
+
+
+class Journal:
+    """Every step of one instance, in the order of their starts."""
+
+    def __init__(self, file: InstanceFile, gate: Gate) -> None:
+        self._file = file
+        self._gate = gate
+        self._recorded: dict[Identity, Step] = {}
+        self._finished_left = 0
+        self._recorded_names: dict[tuple[str, int], str] = {}
+        (self._seq,) = file.execute(LAST).fetchone()
+        file.stamp = max(file.stamp, file.execute(COMMITS).fetchone()[0] + 1)
+        self.progress = 0
+
+    # -- reading ---------------------------------------------------------------------------
+
+    def load(self) -> None:
+        """Read all steps in one scan; what was taken before can be taken again."""
+        self._recorded.clear()
+        self._recorded_names.clear()
+        self._finished_left = 0
+        for row in self._file.execute(SCAN, (0,)):
+            step = _step(row)
+            self._recorded[step.kind, step.name, step.count] = step
+            self._recorded_names[step.name, step.count] = step.kind
+            self._finished_left += step.finished
+
+    def take(self, kind: StepKind, name: str, count: int) -> Step | None:
+        """Return the record of a step and hand it over, or None where there is none."""
+        step = self._recorded.pop((kind, name, count), None)
+        if step is not None:
+            del self._recorded_names[name, count]
+            if step.finished:
+                self._finished_left -= 1
+        return step
+
+    def other_kind(self, name: str, count: int) -> str | None:
+        """Return the kind under which this name is recorded and was not asked for yet."""
+        return self._recorded_names.get((name, count))
+
+    @property
+    def replaying(self) -> bool:
+        """Whether finished steps are still to be asked for in this run."""
+        return self._finished_left > 0
+
+    @property
+    def left(self) -> list[Step]:
+        """The recorded steps that this run has not asked for, in order."""
+        return list(self._recorded.values())
+
+    def waiting_events(self) -> list[Step]:
+        """The waits for events that are recorded as waiting and not asked for yet, in order."""
+        return [s for s in self._recorded.values() if s.kind == "event" and s.status == "waiting"]
+
+    def output(self, step: Step) -> Stored:
+        """Return the recorded output of a completed step."""
+        value = get_value(self._file, step.output, step.output_ref)
+        return "null" if value is None else value
+
+    # -- writing ---------------------------------------------------------------------------
+
+    def start(
+        self,
+        kind: StepKind,
+        name: str,
+        count: int,
+        *,
+        at_ms: int,
+        input_text: str | None = None,
+        input_digest: str | None = None,
+        config: str | None = None,
+        detail: str | None = None,
+        sensitive: str | None = None,
+    ) -> Step:
+        """Record that attempt 1 of a new step starts."""
+        self._gate.touch(self._file)
+        stamp = self._file.stamp
+        step = self._new(kind, name, count, "running", at_ms)
+        step.attempt = step.counted = 1
+        step.attempt_at_ms, step.attempt_commit = at_ms, stamp
+        step.input_digest, step.config, step.detail = input_digest, config, detail
+        self._file.execute(
+            START,
+            (step.seq, kind, name, count, input_text, input_digest, at_ms, at_ms, config, detail, sensitive, stamp, stamp),
+        )  # fmt: skip
+        return step
+
+    def wait(
+        self,
+        kind: StepKind,
+        name: str,
+        count: int,
+        *,
+        at_ms: int,
+        wake: Deadline | None,
+        config: str | None = None,
+        detail: str | None = None,
+    ) -> Step:
+        """Record that a new step waits, until `wake` at the latest where that is given."""
+        self._gate.touch(self._file)
+        step = self._new(kind, name, count, "waiting", at_ms)
+        step.wake, step.detail, step.config = wake, detail, config
+        wall, boot_ms, boot = (wake.wall_ms, wake.boot_ms, wake.boot) if wake else (None, None, None)
+        self._file.execute(
+            WAIT, (step.seq, kind, name, count, at_ms, wall, boot_ms, boot, config, detail, self._file.stamp)
+        )
+        return step
+
+    def add_finished(
+        self,
+        kind: StepKind,
+        name: str,
+        count: int,
+        *,
+        at_ms: int,
+        output: Stored,
+        attempts: int = 0,
+        started_at_ms: int | None = None,
+        input_text: str | None = None,
+        input_digest: str | None = None,
+        detail: str | None = None,
+        sensitive: str | None = None,
+    ) -> Step:
+        """Record a step that starts and completes in one commit."""
+        self._gate.touch(self._file)
+        inline, reference, size = put_value(self._file, output)
+        started = at_ms if started_at_ms is None else started_at_ms
+        step = self._new(kind, name, count, "completed", started)
+        stamp = self._file.stamp
+        self._file.execute(
+            ADD_FINISHED,
+            (step.seq, kind, name, count, attempts, attempts, input_text, input_digest, inline, reference, size,
+             started, at_ms, detail, sensitive, stamp, stamp),
+        )  # fmt: skip
+        step.output, step.output_ref = inline, reference
+        self.progress += 1
+        return step
+
+    def start_again(self, step: Step, *, at_ms: int, counted: int) -> None:
+        """Record that the next attempt of a step starts. Attempts before it are recorded already."""
+        self._gate.touch(self._file)
+        step.attempt += 1
+        step.counted = counted
+        step.status, step.wake, step.error = "running", None, None
+        step.attempt_at_ms, step.attempt_commit = at_ms, self._file.stamp
+        self._once(step, RESTART, (step.attempt, counted, at_ms, self._file.stamp, step.seq))
+
+    def attempt_ended(
+        self, step: Step, outcome: AttemptOutcome, *, at_ms: int | None, error: str | None
+    ) -> None:
+        """Record how the current attempt ended, where the step goes on after it."""
+        self._gate.touch(self._file)
+        stamp = self._file.stamp
+        self._file.execute(
+            ADD_ATTEMPT,
+            (step.seq, step.attempt, step.attempt_at_ms, at_ms, outcome, error, step.attempt_commit, stamp),
+        )
+
+    def retry_at(self, step: Step, wake: Deadline, *, error: str) -> None:
+        """Record that the next attempt of a step waits until `wake`."""
+        self._gate.touch(self._file)
+        step.status, step.wake, step.error = "waiting", wake, error
+        self._once(step, RETRY_AT, (error, wake.wall_ms, wake.boot_ms, wake.boot, step.seq))
+
+    def complete(self, step: Step, output: Stored | None, *, at_ms: int) -> None:
+        """Record that a step has completed, with its output."""
+        self._gate.touch(self._file)
+        inline, reference, size = put_value(self._file, output)
+        step.status, step.output, step.output_ref = "completed", inline, reference
+        self._once(step, FINISH, (inline, reference, size, at_ms, self._file.stamp, step.seq))
+        self.progress += 1
+
+    def end(self, step: Step, status: StepStatus, *, at_ms: int, error: str | None) -> None:
+        """Record that a step has failed or was cancelled."""
+        self._gate.touch(self._file)
+        step.status, step.error = status, error
+        self._once(step, END, (status, error, at_ms, self._file.stamp, step.seq))
+        self.progress += 1
+
+    def set_detail(self, step: Step, detail: str) -> None:
+        """Replace what a kind of step keeps besides its output."""
+        self._gate.touch(self._file)
+        step.detail = detail
+        self._file.execute(DETAIL, (detail, step.seq))
+
+    def shift(self, by_ms: int) -> None:
+        """Move every waiting deadline, but those of `sleep_until`, by the length of a pause."""
+        self._gate.touch(self._file)
+        self._file.execute(SHIFT, (by_ms, by_ms))
+
+    # -- inside ----------------------------------------------------------------------------
+
+    def _new(self, kind: StepKind, name: str, count: int, status: StepStatus, at_ms: int) -> Step:
+        self._seq += 1
+        step = Step()
+        step.seq, step.kind, step.name, step.count = self._seq, kind, name, count
+        step.status, step.started_at_ms, step.attempt, step.counted = status, at_ms, 0, 0
+        step.input_digest = step.output = step.output_ref = step.error = step.wake = None
+        step.attempt_at_ms = step.attempt_commit = step.config = step.detail = None
+        return step
+
+    def _once(self, step: Step, sql: str, values: tuple[object, ...]) -> None:
+        if self._file.execute(sql, values).rowcount != 1:
+            raise PerdureError(f"step {step.name!r} (seq {step.seq}) is not open in the journal: it was recorded already")
+
+
+def _step(row: tuple[object, ...]) -> Step:
+    step = Step()
+    (
+        step.seq, step.kind, step.name, step.count, step.status, step.attempt, step.counted, step.input_digest,
+        step.output, step.output_ref, step.error, step.started_at_ms, step.attempt_at_ms, step.attempt_commit,
+        wake_at, wake_boot, boot, step.config, step.detail,
+    ) = row  # type: ignore[assignment]  # the columns of SCAN, in its order  # fmt: skip
+    step.wake = None
+    if wake_at is not None:
+        step.wake = Deadline(wall_ms=wake_at, boot_ms=wake_boot, boot=boot)  # type: ignore[arg-type]  # integers by STRICT
+    return step

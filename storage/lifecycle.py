@@ -1,0 +1,135 @@
+"""The instance's own row: what it is, where it stands, how it ended, who commanded it.
+
+The only module that touches the instance and command tables.
+
+Invariants:
+    There is exactly one row, written when the file is born and never deleted.
+    A finished instance keeps its outcome; only a restart makes it unfinished again.
+    A command is carried out once, known by its token.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from msgspec.structs import replace
+
+from perdure.storage.files import InstanceFile
+from perdure.storage.gate import Gate
+from perdure.storage.records import Birth, InstanceState, Status, Stored
+from perdure.storage.values import get_value, put_value
+
+BORN: Final = """
+    INSERT INTO _perdure_instance (one, workflow, id, incarnation, epoch, version, status, params, params_ref, created_at,
+        parent, tags, timeout_at, created_commit)
+    VALUES (1, ?, ?, ?, ?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?)"""
+READ: Final = """
+    SELECT workflow, id, incarnation, epoch, version, status, reason, params, params_ref, output, output_ref, error,
+        created_at, started_at, ended_at, wake_at, paused_at, replays, parent, tags, timeout_at
+    FROM _perdure_instance"""
+COMMITS: Final = """
+    SELECT max(max(created_commit, coalesce(started_commit, 0), coalesce(ended_commit, 0)),
+        (SELECT coalesce(max(commit_no), 0) FROM _perdure_commands)) FROM _perdure_instance"""
+OWN: Final = "UPDATE _perdure_instance SET epoch = ?"
+STARTED: Final = """
+    UPDATE _perdure_instance SET status = 'running', reason = NULL, started_at = ?, started_commit = ?
+    WHERE started_at IS NULL"""
+RUN_AGAIN: Final = "UPDATE _perdure_instance SET replays = replays + 1"
+STATUS: Final = "UPDATE _perdure_instance SET status = ?, reason = ?, wake_at = ?, paused_at = ?"
+ENDED: Final = """
+    UPDATE _perdure_instance SET status = ?, reason = ?, output = ?, output_ref = ?, output_bytes = ?, error = ?, ended_at = ?,
+        ended_commit = ?, wake_at = NULL, paused_at = NULL"""
+COMMAND: Final = """
+    INSERT INTO _perdure_commands (at, command, actor, detail, token, commit_no) VALUES (?, ?, ?, ?, ?, ?)"""
+KNOWN: Final = "SELECT 1 FROM _perdure_commands WHERE token = ?"
+
+
+class Lifecycle:
+    """The state of one instance; `state` is the row as last written."""
+
+    def __init__(self, file: InstanceFile, gate: Gate) -> None:
+        self._file = file
+        self._gate = gate
+        self.state = read_state(file)
+        file.epoch = self.state.epoch
+        file.stamp = max(file.stamp, file.execute(COMMITS).fetchone()[0] + 1)
+
+    def own(self, epoch: int) -> None:
+        """Take the file over as its owner of `epoch`; an older owner's writes are refused from then on."""
+        self._gate.touch(self._file)
+        self._file.execute(OWN, (epoch,))
+        self._file.epoch = epoch
+        self.state = replace(self.state, epoch=epoch)
+
+    def started(self, at_ms: int) -> None:
+        """Record the first start of `run()`."""
+        self._gate.touch(self._file)
+        self._file.execute(STARTED, (at_ms, self._file.stamp))
+        self.state = replace(self.state, status="running", reason=None, started_at_ms=at_ms)
+
+    def run_again(self) -> None:
+        """Record that `run()` is called once more from the top."""
+        self._gate.touch(self._file)
+        self._file.execute(RUN_AGAIN)
+        self.state = replace(self.state, replays=self.state.replays + 1)
+
+    def set_status(
+        self, status: Status, *, reason: str | None = None, wake_at_ms: int | None = None, paused_at_ms: int | None = None
+    ) -> None:
+        """Record an unfinished status, why, and until when."""
+        state = self.state
+        if (state.status, state.reason, state.wake_at_ms, state.paused_at_ms) == (status, reason, wake_at_ms, paused_at_ms):
+            return
+        self._gate.touch(self._file)
+        self._file.execute(STATUS, (status, reason, wake_at_ms, paused_at_ms))
+        self.state = replace(state, status=status, reason=reason, wake_at_ms=wake_at_ms, paused_at_ms=paused_at_ms)
+
+    def end(
+        self, status: Status, *, at_ms: int, output: Stored | None = None, error: str | None = None, reason: str | None = None
+    ) -> None:
+        """Record how the instance ended."""
+        self._gate.touch(self._file)
+        inline, reference, size = put_value(self._file, output)
+        self._file.execute(ENDED, (status, reason, inline, reference, size, error, at_ms, self._file.stamp))
+        self.state = replace(
+            self.state, status=status, reason=reason, output=output, error=error, ended_at_ms=at_ms,
+            wake_at_ms=None, paused_at_ms=None,
+        )  # fmt: skip
+
+    def command(self, command: str, *, at_ms: int, actor: str | None, token: str | None, detail: str | None = None) -> bool:
+        """Record a control command; False where its token says that it was carried out before."""
+        if token is not None and self._file.execute(KNOWN, (token,)).fetchone() is not None:
+            return False
+        self._gate.touch(self._file)
+        self._file.execute(COMMAND, (at_ms, command, actor, detail, token, self._file.stamp))
+        return True
+
+
+def bear(file: InstanceFile, gate: Gate, birth: Birth, params: Stored | None, *, epoch: int) -> None:
+    """Write the instance's own row into its new, empty file."""
+    file.epoch = epoch
+    gate.touch(file)
+    inline, reference, _ = put_value(file, params)
+    file.execute(
+        BORN,
+        (birth.workflow, birth.id, birth.incarnation, epoch, birth.version, inline, reference, birth.created_at_ms,
+         birth.parent, birth.tags, birth.timeout_at_ms, file.stamp),
+    )  # fmt: skip
+
+
+def is_born(file: InstanceFile) -> bool:
+    """Whether the file holds its instance's row: a kill can fall between the file and the row."""
+    return file.execute("SELECT 1 FROM _perdure_instance").fetchone() is not None
+
+
+def read_state(file: InstanceFile) -> InstanceState:
+    """Return the instance's own row."""
+    row = file.execute(READ).fetchone()
+    (workflow, id_, incarnation, epoch, version, status, reason, params, params_ref, output, output_ref, error, *times) = row
+    created_at, started_at, ended_at, wake_at, paused_at, replays, parent, tags, timeout_at = times
+    return InstanceState(
+        workflow=workflow, id=id_, incarnation=incarnation, epoch=epoch, version=version, status=status, reason=reason,
+        params=get_value(file, params, params_ref), output=get_value(file, output, output_ref), error=error,
+        created_at_ms=created_at, started_at_ms=started_at, ended_at_ms=ended_at, wake_at_ms=wake_at,
+        paused_at_ms=paused_at, replays=replays, parent=parent, tags=tags, timeout_at_ms=timeout_at,
+    )  # fmt: skip

@@ -1,0 +1,68 @@
+"""The mailbox on disk: the events that one instance has received.
+
+The only module that touches the event table. An event that no wait has asked for yet stays in
+it, visible as undelivered.
+
+Invariants:
+    An event is delivered at most once; delivering it again raises.
+    The message that brought an event is known by its token: bringing it again changes nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from perdure.errors import PerdureError
+from perdure.storage.files import InstanceFile
+from perdure.storage.gate import Gate
+from perdure.storage.records import EventRow, Stored
+from perdure.storage.values import get_value, put_value
+
+LAST: Final = "SELECT coalesce(max(seq), 0), coalesce(max(max(received_commit, coalesce(delivered_commit, 0))), 0) FROM _perdure_events"
+UNDELIVERED: Final = """
+    SELECT seq, type, payload, payload_ref, received_at FROM _perdure_events WHERE delivered_to IS NULL ORDER BY seq"""
+KNOWN: Final = "SELECT seq FROM _perdure_events WHERE token = ?"
+ADD: Final = """
+    INSERT INTO _perdure_events (seq, type, payload, payload_ref, received_at, token, received_commit)
+    VALUES (?, ?, ?, ?, ?, ?, ?)"""
+DELIVER: Final = """
+    UPDATE _perdure_events SET delivered_to = ?, delivered_commit = ? WHERE seq = ? AND delivered_to IS NULL"""
+
+
+class Mail:
+    """The events of one instance, oldest first."""
+
+    def __init__(self, file: InstanceFile, gate: Gate) -> None:
+        self._file = file
+        self._gate = gate
+        self._seq, last_commit = file.execute(LAST).fetchone()
+        file.stamp = max(file.stamp, last_commit + 1)
+        self._undelivered: dict[int, EventRow] = {}
+        for seq, type_, payload, reference, received_at in file.execute(UNDELIVERED).fetchall():
+            self._undelivered[seq] = EventRow(
+                seq=seq, type=type_, payload=get_value(file, payload, reference), received_at_ms=received_at
+            )
+
+    @property
+    def undelivered(self) -> list[EventRow]:
+        """The events that no wait has got yet, oldest first."""
+        return list(self._undelivered.values())
+
+    def add(self, type_: str, payload: Stored, *, at_ms: int, token: str | None) -> EventRow | None:
+        """Record an event as received; None where its token says that it was recorded before."""
+        if token is not None and self._file.execute(KNOWN, (token,)).fetchone() is not None:
+            return None
+        self._gate.touch(self._file)
+        inline, reference, _ = put_value(self._file, payload)
+        self._seq += 1
+        self._file.execute(ADD, (self._seq, type_, inline, reference, at_ms, token, self._file.stamp))
+        event = EventRow(seq=self._seq, type=type_, payload=payload, received_at_ms=at_ms)
+        self._undelivered[event.seq] = event
+        return event
+
+    def deliver(self, event: EventRow, step_seq: int) -> None:
+        """Record that the wait with `step_seq` got the event."""
+        self._gate.touch(self._file)
+        if self._file.execute(DELIVER, (step_seq, self._file.stamp, event.seq)).rowcount != 1:
+            raise PerdureError(f"event {event.seq} of type {event.type!r} was delivered already")
+        del self._undelivered[event.seq]

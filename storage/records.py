@@ -1,0 +1,150 @@
+"""What is stored and what travels between the floors: frozen records and their states.
+
+Times are integer milliseconds since the epoch, in fields that end in `_ms`. A stored value
+is JSON text (`str`) or, where the value is itself bytes, those bytes.
+
+Invariants:
+    Nothing here has behaviour beyond reading itself.
+    A record never changes; a new state is a new record.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+import msgspec
+
+Stored: TypeAlias = str | bytes
+
+Status = Literal[
+    "queued", "running", "waiting", "waiting_for_pause", "paused", "complete", "errored", "terminated", "dead"
+]
+FINISHED: frozenset[str] = frozenset(("complete", "errored", "terminated"))
+"""Statuses that an instance does not leave by itself."""
+
+StepStatus = Literal["running", "waiting", "completed", "failed", "cancelled"]
+StepKind = Literal["do", "sleep", "event", "transaction", "value", "race", "deadline"]
+AttemptOutcome = Literal["failed", "timeout", "lost", "interrupted"]
+Durability = Literal["full", "process"]
+
+
+class Key(msgspec.Struct, frozen=True, order=True):
+    """What names an instance: its workflow and its id."""
+
+    workflow: str
+    id: str
+
+    def __str__(self) -> str:
+        return f"{self.workflow}/{self.id}"
+
+
+class Birth(msgspec.Struct, frozen=True, kw_only=True):
+    """What an instance's file is made from. Stands in the catalog until the file exists."""
+
+    workflow: str
+    id: str
+    incarnation: int
+    created_at_ms: int
+    version: str | None = None
+    parent: str | None = None
+    tags: str | None = None
+    timeout_at_ms: int | None = None
+    event_type: str | None = None
+    event_payload: str | None = None
+
+
+class Deadline(msgspec.Struct, frozen=True, kw_only=True):
+    """A point in time that survives restarts (law 7).
+
+    `boot_ms`, on the clock that runs since boot `boot`, decides while that boot lasts; without
+    it, or in another boot, the wall clock does.
+    """
+
+    wall_ms: int
+    boot_ms: int | None = None
+    boot: int | None = None
+
+
+class InstanceState(msgspec.Struct, frozen=True, kw_only=True):
+    """The instance's own row, as its file has it."""
+
+    workflow: str
+    id: str
+    incarnation: int
+    epoch: int
+    version: str | None
+    status: Status
+    reason: str | None
+    params: Stored | None
+    output: Stored | None
+    error: str | None
+    created_at_ms: int
+    started_at_ms: int | None
+    ended_at_ms: int | None
+    wake_at_ms: int | None
+    paused_at_ms: int | None
+    replays: int
+    parent: str | None
+    tags: str | None
+    timeout_at_ms: int | None
+
+
+class CatalogRow(msgspec.Struct, frozen=True, kw_only=True):
+    """What the catalog knows of one instance."""
+
+    workflow: str
+    id: str
+    incarnation: int
+    status: Status
+    reason: str | None
+    birth: str | None
+    params: Stored | None
+    created_at_ms: int
+    started_at_ms: int | None
+    ended_at_ms: int | None
+    start_at_ms: int | None
+    wake_at_ms: int | None
+    wake_boot_ms: int | None
+    boot: int | None
+    owner: int | None
+    epoch: int
+    open: int
+    crashes: int
+    version: str | None
+    parent: str | None
+    tags: str | None
+
+    @property
+    def key(self) -> Key:
+        return Key(self.workflow, self.id)
+
+
+class EventRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One event as received; `delivered_to` is the seq of the wait that got it."""
+
+    seq: int
+    type: str
+    payload: Stored | None
+    received_at_ms: int
+    delivered_to: int | None = None
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True):
+    """One row of the catalog's inbox: a command that another process asks for."""
+
+    seq: int
+    token: str
+    workflow: str
+    id: str
+    command: str
+    body: str | None
+    actor: str | None
+
+
+class Reply(msgspec.Struct, frozen=True, kw_only=True):
+    """How a command from the inbox ended; `error` is the class name of a PerdureError."""
+
+    ok: bool
+    value: str | None = None
+    error: str | None = None
+    message: str = ""

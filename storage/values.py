@@ -1,0 +1,68 @@
+"""Large values: kept in pieces in a table of their own, so that `steps` stays small.
+
+The only module that touches `_perdure_chunks`. A value of up to `VALUE_BYTES_INLINE_MAX` bytes
+stands in its row; a larger one is cut up and the row has a reference: the value's number,
+negative where the value is bytes rather than text.
+
+Invariants:
+    A value comes back byte for byte.
+    All pieces are written in the transaction of the row that refers to them.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from perdure.errors import EncodingError
+from perdure.limits import CHUNK_BYTES, VALUE_BYTES_INLINE_MAX, VALUE_BYTES_MAX
+from perdure.storage.files import InstanceFile
+from perdure.storage.records import Stored
+
+PIECES_MAX: Final = 1 << 20
+
+LAST: Final = "SELECT max(id) FROM _perdure_chunks"
+ADD: Final = "INSERT INTO _perdure_chunks (id, chunk) VALUES (?, ?)"
+PIECES: Final = "SELECT chunk FROM _perdure_chunks WHERE id >= ? AND id < ? ORDER BY id"
+
+
+def stored_bytes(value: Stored) -> int:
+    """Return how many bytes `value` takes on disk."""
+    return len(value) if isinstance(value, bytes) or value.isascii() else len(value.encode())
+
+
+def check_size(value: Stored) -> int:
+    """Return the bytes of `value`; raise `EncodingError` where SQLite could not hold it."""
+    size = stored_bytes(value)
+    if size > VALUE_BYTES_MAX:
+        raise EncodingError(
+            f"a value of {size:,} bytes is larger than the {VALUE_BYTES_MAX:,} that one row can hold: write it to a"
+            " file or a stream and return its name"
+        )
+    return size
+
+
+def put_value(file: InstanceFile, value: Stored | None) -> tuple[Stored | None, int | None, int | None]:
+    """Write `value` and return what its row holds: the value or None, the reference, the bytes."""
+    if value is None:
+        return None, None, None
+    size = check_size(value)
+    if size <= VALUE_BYTES_INLINE_MAX:
+        return value, None, size
+    (last,) = file.execute(LAST).fetchone()
+    number = 1 if last is None else last // PIECES_MAX + 1
+    data = memoryview(value if isinstance(value, bytes) else value.encode())
+    first = number * PIECES_MAX
+    file.execute_many(
+        ADD, ((first + i, data[at : at + CHUNK_BYTES]) for i, at in enumerate(range(0, size, CHUNK_BYTES)))
+    )
+    file.bytes_since_checkpoint += size
+    return None, -number if isinstance(value, bytes) else number, size
+
+
+def get_value(file: InstanceFile, inline: Stored | None, reference: int | None) -> Stored | None:
+    """Return the whole value that a row holds or refers to."""
+    if reference is None:
+        return inline
+    first = abs(reference) * PIECES_MAX
+    data = b"".join(row[0] for row in file.execute(PIECES, (first, first + PIECES_MAX)))
+    return data if reference < 0 else data.decode()

@@ -1,0 +1,136 @@
+"""The catalog's writer: many writes, one transaction, one sync.
+
+Tasks hand in functions over the `Catalog`; a thread runs all that wait in one transaction,
+each in a savepoint of its own, so that one refused write does not undo its neighbours.
+
+Invariants:
+    `write` returns after the transaction that holds the write is on the disk.
+    Writes take effect in the order they were handed in.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Generic, TypeVar, cast
+
+import msgspec
+import outcome
+import trio
+
+from perdure.errors import PerdureError
+from perdure.storage.catalog import Catalog
+from perdure.storage.files import storage_error
+
+T = TypeVar("T")
+
+
+class CatalogStatistics(msgspec.Struct, frozen=True, kw_only=True):
+    """How well writes are grouped: `writes` over `transactions`."""
+
+    writes: int
+    transactions: int
+    waiting: int
+
+
+class _Write(Generic[T]):
+    __slots__ = ("done", "operation", "result")
+
+    def __init__(self, operation: Callable[[Catalog], T]) -> None:
+        self.operation = operation
+        self.done = trio.Event()
+        self.result: outcome.Outcome[T] | None = None
+
+
+class CatalogWriter:
+    """Groups the writes of one process. `run` serves in a task; `write` may be called by any."""
+
+    def __init__(self, catalog: Catalog, *, path: Path, batch_max: int) -> None:
+        self._catalog = catalog
+        self._path = path
+        self._batch_max = batch_max
+        self._waiting: list[_Write[Any]] = []
+        self._work = trio.Event()
+        self._writing = 0
+        self._writes = 0
+        self._transactions = 0
+
+    async def write(self, operation: Callable[[Catalog], T]) -> T:
+        """Run `operation` in the next transaction and return what it returns, once that is on disk.
+
+        Raises what `operation` raises, and `StorageWriteError` where the transaction fails.
+        A write handed in is carried out even when the caller is cancelled.
+        """
+        write: _Write[T] = _Write(operation)
+        self._waiting.append(write)
+        self._work.set()
+        await write.done.wait()
+        return cast("outcome.Outcome[T]", write.result).unwrap()
+
+    async def run(self) -> None:
+        """Serve for ever."""
+        while True:
+            await self._work.wait()
+            await trio.lowlevel.checkpoint()
+            batch = self._waiting[: self._batch_max]
+            del self._waiting[: self._batch_max]
+            if not self._waiting:
+                self._work = trio.Event()
+            self._writing = len(batch)
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(self._transact, batch)
+            self._writing = 0
+            for write in batch:
+                write.done.set()
+
+    def _transact(self, batch: list[_Write[Any]]) -> None:
+        connection = self._catalog.connection
+        self._transactions += 1
+        self._writes += len(batch)
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            for write in batch:
+                connection.execute("SAVEPOINT one")
+                write.result = outcome.capture(write.operation, self._catalog)
+                if isinstance(write.result, outcome.Error):
+                    connection.execute("ROLLBACK TO one")
+                connection.execute("RELEASE one")
+            connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            for write in batch:
+                write.result = outcome.Error(storage_error(error, self._path))
+        for write in batch:
+            if isinstance(write.result, outcome.Error) and isinstance(write.result.error, sqlite3.Error):
+                write.result = outcome.Error(storage_error(write.result.error, self._path))
+
+    @property
+    def busy(self) -> bool:
+        """Whether writes wait or are under way; the virtual clock waits for them."""
+        return bool(self._waiting) or self._writing > 0
+
+    def statistics(self) -> CatalogStatistics:
+        """Return the counters."""
+        return CatalogStatistics(
+            writes=self._writes, transactions=self._transactions, waiting=len(self._waiting) + self._writing
+        )
+
+
+def write_now(catalog: Catalog, operation: Callable[[Catalog], T], *, path: Path) -> T:
+    """Run one write in a transaction of its own, in the calling thread. For short-lived programs."""
+    connection = catalog.connection
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            result = operation(catalog)
+        except PerdureError:
+            connection.execute("ROLLBACK")
+            raise
+        connection.execute("COMMIT")
+    except sqlite3.Error as error:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise storage_error(error, path) from error
+    return result
