@@ -9,7 +9,7 @@ VENV ?= .venv
 ARGS ?=
 
 bin := $(VENV)/bin
-pip := $(bin)/python -m pip install --quiet --disable-pip-version-check
+pip := $(bin)/python -m pip install -qq --disable-pip-version-check
 made := $(VENV)/.made-by-$(notdir $(PYTHON))
 
 .DEFAULT_GOAL := help
@@ -79,7 +79,7 @@ $(made):
 	@echo "Making $(VENV) with $(PYTHON) ..."
 	@if $(PYTHON) -c 'import ensurepip' 2>/dev/null; then $(PYTHON) -m venv --clear $(VENV); \
 	else $(PYTHON) -m venv --clear --without-pip $(VENV) && \
-	$(PYTHON) -m pip --python $(bin)/python install --quiet pip; fi
+	$(PYTHON) -m pip --python $(bin)/python install -qq pip; fi
 	@$(pip) 'pip>=25.1'
 	@touch $@
 

@@ -16,7 +16,7 @@ trap 'rm -rf "$elsewhere"' EXIT
 
 "$python" -m venv "$elsewhere/env"
 bin=$elsewhere/env/bin
-pip=("$bin/python" -m pip install --quiet --disable-pip-version-check)
+pip=("$bin/python" -m pip install -qq --disable-pip-version-check)
 "${pip[@]}" 'pip>=25.1'
 "${pip[@]}" "$dist"
 
