@@ -35,7 +35,8 @@ LONG_FUNCTIONS: dict[str, str] = {}
 
 # Ada and "you" are the people of our examples; anybody else's folder got here by accident.
 FORBIDDEN = {
-    "somebody's home folder": r"(?<![\w.])/(?:home|Users)/(?!ada\b|you\b)[a-z]|(?<![\w.])/(?:root)/|[A-Z]:\\Users\\",
+    "somebody's home folder": r"(?<![\w.])/(?:home|Users)/(?!ada\b|you\b)[a-z]|(?<![\w.])/(?:root)/",
+    "somebody's home folder on Windows": r"[A-Z]:\\Users\\",
     "a folder of one machine": r"(?<![\w.<>*-])/(?:work|workspace|workdir|opt)/\w",
     "a package host": r"(?:\bpypi|\bpythonhosted|\bnpmjs|\banaconda)\.(?:org|com)\b",
     "an option that names a package host": r"--(?:index-url|extra-index-url|find-links|trusted-host)\b",
