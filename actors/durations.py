@@ -99,8 +99,7 @@ def point_in_time(value: datetime) -> int:
     >>> point_in_time(datetime(2030, 1, 1, tzinfo=UTC))
     1893456000000
     """
-    # Users without a type checker pass anything.
-    if not isinstance(value, datetime):  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not isinstance(value, datetime):  # pyright: ignore[reportUnnecessaryIsInstance]  # untyped callers
         raise InvalidDurationError(
             f"{value!r} is not a point in time: give a timezone-aware datetime, "
             f"as in datetime(2030, 1, 1, tzinfo=UTC)."

@@ -127,8 +127,7 @@ class StepConfig(msgspec.Struct, frozen=True, kw_only=True):
     sensitive: Sensitive | None = None
 
     def __post_init__(self) -> None:
-        # Users without a type checker pass anything.
-        if not isinstance(self.retries, Retries):  # pyright: ignore[reportUnnecessaryIsInstance]
+        if not isinstance(self.retries, Retries):  # pyright: ignore[reportUnnecessaryIsInstance]  # untyped callers
             raise InvalidArgumentError(f"StepConfig(retries={self.retries!r}): retries must be a Retries.")
         _require_positive("timeout", self.timeout)
         if self.heartbeat_timeout is not None:

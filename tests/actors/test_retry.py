@@ -115,8 +115,9 @@ def test_a_timeout_of_nothing_is_refused(option: str, value: Any) -> None:
 
 
 def test_an_unknown_sensitive_is_refused() -> None:
+    sensitive: Any = True
     with pytest.raises(InvalidArgumentError, match="'input', 'output', 'both'"):
-        resolve_config(sensitive=True)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        resolve_config(sensitive=sensitive)
 
 
 def test_a_longest_delay_below_the_delay_is_refused() -> None:
