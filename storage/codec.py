@@ -55,6 +55,8 @@ per call, and would only be piled up."""
 _fingerprint: Final[Callable[[Any, int], bytes]] = marshal.dumps
 _FINGERPRINT_VERSION: Final = 2
 
+ADVICE: Final = "To store it, annotate the function or give returns= with a type that restores it."
+
 _JSON_BUILT_INS: Final = (dict, list, str, int, float, bool, type(None))
 
 
@@ -129,8 +131,8 @@ class Coder:
         """
         try:
             return self.record(value)
-        except EncodingError as error:
-            refused = error
+        except EncodingError:
+            pass  # it may still be plain data that fits
         try:
             fitted = self._fit(value)
         except Exception as error:
@@ -138,8 +140,10 @@ class Coder:
             raise self._misfit(found.path, found.reason) from error
         try:
             return self.record(fitted)
-        except EncodingError:
-            raise InvalidParamsError(f"params cannot be stored: {refused}") from refused
+        except EncodingError as error:
+            text = str(error).removesuffix(ADVICE)
+            text = f"params: {text}Annotate the workflow's `event` with a type that restores it."
+            raise InvalidParamsError(text) from error
 
     def accept_json(self, text: str | bytes) -> tuple[Stored, Any]:
         """Encode params that are given as JSON text. Raises InvalidParamsError, with the path."""
@@ -194,7 +198,7 @@ class Coder:
             text += f"({self._shape.unresolved.reason}). "
         elif not self._is_open:
             text += f"The annotation here is {annotation_text(self.annotation)}. "
-        text += "To store it, annotate the function or give returns= with a type that restores it."
+        text += ADVICE
         return EncodingError(text, path=f"${found.path}")
 
     @property
