@@ -40,16 +40,24 @@ ADD: Final = """
 REPLACE: Final = "DELETE FROM _perdure_instances WHERE workflow = ? AND id = ?"
 QUEUED: Final = f"""
     SELECT {COLUMNS} FROM _perdure_instances
-    WHERE status = 'queued' AND open = 0 AND coalesce(start_at, 0) <= ? ORDER BY created_at LIMIT ?"""
-NEXT_START: Final = "SELECT min(coalesce(start_at, 0)) FROM _perdure_instances WHERE status = 'queued' AND open = 0"
+    WHERE status = 'queued' AND open = 0 AND coalesce(start_at, 0) <= ?
+        AND workflow IN (SELECT value FROM json_each(?)) ORDER BY created_at LIMIT ?"""
+NEXT_START: Final = """
+    SELECT min(coalesce(start_at, 0)) FROM _perdure_instances
+    WHERE status = 'queued' AND open = 0 AND workflow IN (SELECT value FROM json_each(?))"""
 DUE: Final = f"""
-    SELECT {COLUMNS} FROM _perdure_instances WHERE open = 0 AND wake_boot <= ?
+    SELECT {COLUMNS} FROM _perdure_instances
+    WHERE open = 0 AND wake_boot <= ?1 AND workflow IN (SELECT value FROM json_each(?3))
     UNION ALL
-    SELECT {COLUMNS} FROM _perdure_instances WHERE open = 0 AND wake_boot IS NULL AND wake_at <= ?
-    LIMIT ?"""
-NEXT_WAKE_BOOT: Final = "SELECT min(wake_boot) FROM _perdure_instances WHERE wake_boot IS NOT NULL AND open = 0"
+    SELECT {COLUMNS} FROM _perdure_instances
+    WHERE open = 0 AND wake_boot IS NULL AND wake_at <= ?2 AND workflow IN (SELECT value FROM json_each(?3))
+    LIMIT ?4"""
+NEXT_WAKE_BOOT: Final = """
+    SELECT min(wake_boot) FROM _perdure_instances
+    WHERE wake_boot IS NOT NULL AND open = 0 AND workflow IN (SELECT value FROM json_each(?))"""
 NEXT_WAKE_AT: Final = """
-    SELECT min(wake_at) FROM _perdure_instances WHERE wake_at IS NOT NULL AND wake_boot IS NULL AND open = 0"""
+    SELECT min(wake_at) FROM _perdure_instances
+    WHERE wake_at IS NOT NULL AND wake_boot IS NULL AND open = 0 AND workflow IN (SELECT value FROM json_each(?))"""
 OPENED: Final = f"SELECT {COLUMNS} FROM _perdure_instances WHERE open = 1 ORDER BY created_at"
 CLAIM: Final = """
     UPDATE _perdure_instances SET owner = ?, epoch = epoch + 1, open = 1
@@ -58,6 +66,10 @@ SETTLE: Final = """
     UPDATE _perdure_instances SET status = ?, reason = ?, birth = NULL, params = NULL, started_at = ?, ended_at = ?,
         wake_at = ?, wake_boot = ?, boot = ?, open = ?, crashes = ?, version = ?
     WHERE workflow = ? AND id = ?"""
+POSTPONE: Final = """
+    UPDATE _perdure_instances SET reason = ?, wake_at = ?, wake_boot = ?, boot = ?, start_at = ?, open = 0
+    WHERE workflow = ? AND id = ?"""
+FORGIVE: Final = "UPDATE _perdure_instances SET crashes = 0 WHERE workflow = ? AND id = ?"
 CRASHED: Final = "UPDATE _perdure_instances SET crashes = crashes + 1 WHERE open = 1"
 REBOOT: Final = """
     UPDATE _perdure_instances SET wake_boot = max(0, wake_at - ? + ?), boot = ?
@@ -190,31 +202,28 @@ class Catalog:
         """Return the rows of all instances with that id, one for each workflow that has one."""
         return [_row(row) for row in self.connection.execute(FIND_ID, (instance_id,))]
 
-    def queued(self, now_ms: int, limit: int) -> list[CatalogRow]:
-        """Return unstarted instances whose start time has come, oldest first."""
-        return [_row(row) for row in self.connection.execute(QUEUED, (now_ms, limit))]
+    def queued(self, now_ms: int, workflows: Iterable[str], limit: int) -> list[CatalogRow]:
+        """Return unstarted instances of these workflows whose start time has come, oldest first."""
+        return [_row(row) for row in self.connection.execute(QUEUED, (now_ms, _names(workflows), limit))]
 
-    def next_start_ms(self) -> int | None:
-        """Return when the next unstarted instance may start, on the wall clock."""
-        value: int | None = self.connection.execute(NEXT_START).fetchone()[0]
-        return value
+    def due(self, *, boot_ms: int, wall_ms: int, workflows: Iterable[str], limit: int) -> list[CatalogRow]:
+        """Return closed instances of these workflows whose wake-up has come."""
+        values = (boot_ms, wall_ms, _names(workflows), limit)
+        return [_row(row) for row in self.connection.execute(DUE, values)]
 
-    def due(self, *, boot_ms: int, wall_ms: int, limit: int) -> list[CatalogRow]:
-        """Return closed instances whose wake-up has come."""
-        return [_row(row) for row in self.connection.execute(DUE, (boot_ms, wall_ms, limit))]
-
-    def next_wakes(self) -> tuple[int | None, int | None]:
-        """Return the next wake-ups of closed instances: on the boot clock and on the wall clock."""
-        return (
-            self.connection.execute(NEXT_WAKE_BOOT).fetchone()[0],
-            self.connection.execute(NEXT_WAKE_AT).fetchone()[0],
-        )
+    def next_moves(self, workflows: Iterable[str]) -> tuple[int | None, int | None]:
+        """Return when the next closed instance can move: on the boot clock, and on the wall clock."""
+        names = (_names(workflows),)
+        boot_ms = self.connection.execute(NEXT_WAKE_BOOT, names).fetchone()[0]
+        wall_ms = self.connection.execute(NEXT_WAKE_AT, names).fetchone()[0]
+        start_ms = self.connection.execute(NEXT_START, names).fetchone()[0]
+        return boot_ms, min((ms for ms in (wall_ms, start_ms) if ms is not None), default=None)
 
     def opened(self) -> list[CatalogRow]:
         """Return the instances marked open: after a death, those to recover."""
         return [_row(row) for row in self.connection.execute(OPENED)]
 
-    def list(
+    def select(
         self, *, workflow: str | None = None, status: str | None = None, limit: int | None = None
     ) -> list[CatalogRow]:
         """Return rows, newest first."""
@@ -270,6 +279,15 @@ class Catalog:
             (status, reason, started_at_ms, ended_at_ms, wall, boot_ms, boot, int(stay_open), crashes, version,
              key.workflow, key.id),
         )  # fmt: skip
+
+    def postpone(self, key: Key, *, reason: str, wake: Deadline) -> None:
+        """Write down that an instance could not be opened now and is tried again at `wake`."""
+        values = (reason, wake.wall_ms, wake.boot_ms, wake.boot, wake.wall_ms, key.workflow, key.id)
+        self.connection.execute(POSTPONE, values)
+
+    def forgive(self, key: Key) -> None:
+        """Forget the deaths of the process: the instance has recorded something since."""
+        self.connection.execute(FORGIVE, (key.workflow, key.id))
 
     def remove(self, key: Key) -> None:
         """Drop the row of an instance."""
@@ -338,6 +356,10 @@ class Catalog:
     def close(self) -> None:
         """Close the connection."""
         self.connection.close()
+
+
+def _names(workflows: Iterable[str]) -> str:
+    return msgspec.json.encode(list(workflows)).decode()
 
 
 def _row(row: tuple[Any, ...]) -> CatalogRow:

@@ -23,7 +23,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Final
 
-from perdure.errors import InstanceDamagedError, StateVersionError, StorageFullError, StorageWriteError
+from perdure.errors import InstanceDamagedError, PerdureError, StateVersionError, StorageFullError, StorageWriteError
 from perdure.storage.disk import Disk
 from perdure.storage.records import Durability
 
@@ -68,9 +68,19 @@ def create_file(path: Path, *, disk: Disk, durable: bool) -> None:
     disk.write_new(path, template(), durable=durable)
 
 
-def storage_error(error: sqlite3.Error | OSError, path: Path) -> StorageWriteError | StorageFullError:
+def remove_file(path: Path) -> None:
+    """Remove a closed instance file with whatever SQLite left beside it. Runs off the loop."""
+    for suffix in ("-wal", "-shm", ""):
+        Path(f"{path}{suffix}").unlink(missing_ok=True)
+
+
+def storage_error(error: sqlite3.Error | OSError, path: Path) -> PerdureError:
     """Return the error that tells the user what `error` means for the file `path`."""
     text = str(error)
+    if "malformed" in text or "not a database" in text:
+        return InstanceDamagedError(
+            f"the file {path} is damaged ({text}): restore it from a copy, or salvage it with: sqlite3 {path} .recover"
+        )
     full = isinstance(error, OSError) and error.errno == 28
     if full or "full" in text:
         return StorageFullError(
@@ -102,6 +112,8 @@ class InstanceFile:
         "epoch",
         "failure",
         "generation",
+        "guard",
+        "owner",
         "path",
         "stamp",
         "ticket",
@@ -118,6 +130,8 @@ class InstanceFile:
         self.bytes_since_checkpoint = 0
         self.failure: Exception | None = None
         self.directory_synced = False
+        self.guard: object | None = None  # the authorizer of user statements, once there are any
+        self.owner: object | None = None  # the engine's: whose file it is
         self.ticket: Any = None  # the gate's: who waits for this file
         self._disk = disk
         self._durability = durability

@@ -197,37 +197,38 @@ SELECT "commit",
     strftime('%Y-%m-%dT%H:%M:%S', at / 1000, 'unixepoch') || printf('.%03dZ', at % 1000) AS at,
     what, step, actor, detail
 FROM (
-    SELECT created_commit AS "commit", 0 AS rank, 0 AS seq, created_at AS at, 'instance created' AS what,
+    SELECT created_commit AS "commit", 0 AS rank, 0 AS seq, 0 AS phase, created_at AS at, 'instance created' AS what,
         NULL AS step, NULL AS actor, NULL AS detail FROM _perdure_instance
     UNION ALL
-    SELECT started_commit, 1, 0, started_at, 'instance started', NULL, NULL, NULL
+    SELECT started_commit, 1, 0, 0, started_at, 'instance started', NULL, NULL, NULL
     FROM _perdure_instance WHERE started_commit IS NOT NULL
     UNION ALL
-    SELECT commit_no, 2, seq, at, command, NULL, actor, detail FROM _perdure_commands
+    SELECT commit_no, 2, seq, 0, at, command, NULL, actor, detail FROM _perdure_commands
     UNION ALL
-    SELECT received_commit, 3, seq, received_at, 'event received', NULL, NULL, type FROM _perdure_events
+    SELECT received_commit, 2, seq, 0, received_at, 'event received', NULL, NULL, type FROM _perdure_events
     UNION ALL
-    SELECT ended_commit, 4, step_seq * 1000 + attempt, ended_at, 'attempt ' || outcome,
+    SELECT started_commit, 3, seq, 0, started_at, kind || ' started', name, NULL, NULL FROM _perdure_steps
+    UNION ALL
+    SELECT started_commit, 3, step_seq, attempt * 2, started_at, 'attempt started',
+        (SELECT name FROM _perdure_steps WHERE seq = step_seq), NULL, json_object('attempt', attempt)
+    FROM _perdure_attempts WHERE attempt > 1
+    UNION ALL
+    SELECT ended_commit, 3, step_seq, attempt * 2 + 1, coalesce(ended_at, started_at), 'attempt ' || outcome,
         (SELECT name FROM _perdure_steps WHERE seq = step_seq), NULL,
         json_object('attempt', attempt, 'error', json_extract(error, '$.message'))
     FROM _perdure_attempts WHERE ended_commit IS NOT NULL
     UNION ALL
-    SELECT ended_commit, 5, seq, ended_at, kind || ' ' || status, name, NULL,
-        CASE WHEN attempt > 0 OR error IS NOT NULL
+    SELECT attempt_commit, 3, seq, attempt * 2, attempt_at, 'attempt started', name, NULL, json_object('attempt', attempt)
+    FROM _perdure_steps AS s
+    WHERE attempt > 1
+        AND NOT EXISTS (SELECT 1 FROM _perdure_attempts AS a WHERE a.step_seq = s.seq AND a.attempt = s.attempt)
+    UNION ALL
+    SELECT ended_commit, 3, seq, 1000000, ended_at, kind || ' ' || status, name, NULL,
+        CASE WHEN attempt > 1 OR error IS NOT NULL
             THEN json_object('attempt', attempt, 'error', json_extract(error, '$.message')) END
     FROM _perdure_steps WHERE ended_commit IS NOT NULL
     UNION ALL
-    SELECT started_commit, 6, seq, started_at, kind || ' started', name, NULL, NULL FROM _perdure_steps
-    UNION ALL
-    SELECT attempt_commit, 7, seq, attempt_at, 'attempt started', name, NULL, json_object('attempt', attempt)
-    FROM _perdure_steps WHERE attempt > 1
-    UNION ALL
-    SELECT started_commit, 7, step_seq, started_at, 'attempt started',
-        (SELECT name FROM _perdure_steps WHERE seq = step_seq), NULL, json_object('attempt', attempt)
-    FROM _perdure_attempts WHERE attempt > 1
-        AND NOT EXISTS (SELECT 1 FROM _perdure_steps AS s WHERE s.seq = step_seq AND s.attempt = _perdure_attempts.attempt)
-    UNION ALL
-    SELECT ended_commit, 9, 0, ended_at, 'instance ' || status, NULL, NULL, json_extract(error, '$.message')
+    SELECT ended_commit, 9, 0, 0, ended_at, 'instance ' || status, NULL, NULL, json_extract(error, '$.message')
     FROM _perdure_instance WHERE ended_commit IS NOT NULL
 )
-ORDER BY "commit", rank, seq;
+ORDER BY "commit", at, rank, seq, phase;

@@ -14,7 +14,7 @@ Invariants:
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, get_args
 
 from perdure.errors import PerdureError
 from perdure.storage.files import InstanceFile
@@ -26,6 +26,7 @@ SCAN: Final = """
     SELECT seq, kind, name, count, status, attempt, counted, input_digest, output, output_ref, error, started_at,
         attempt_at, attempt_commit, wake_at, wake_boot, boot, config, detail
     FROM _perdure_steps WHERE superseded IS NULL AND seq > ? ORDER BY seq"""
+WAITING: Final = SCAN.replace("seq > ?", "status = 'waiting'")
 LAST: Final = "SELECT coalesce(max(seq), 0) FROM _perdure_steps"
 COMMITS: Final = """
     SELECT max(
@@ -56,9 +57,8 @@ END: Final = """
     WHERE seq = ? AND status IN ('running', 'waiting')"""
 DETAIL: Final = "UPDATE _perdure_steps SET detail = ? WHERE seq = ?"
 RETRY_AT: Final = """
-    UPDATE _perdure_steps SET status = 'waiting', error = ?, wake_at = ?, wake_boot = ?, boot = ?
+    UPDATE _perdure_steps SET status = 'waiting', counted = ?, error = ?, wake_at = ?, wake_boot = ?, boot = ?
     WHERE seq = ? AND status = 'running'"""
-UNCOUNT: Final = "UPDATE _perdure_steps SET counted = ? WHERE seq = ?"
 ADD_ATTEMPT: Final = """
     INSERT INTO _perdure_attempts (step_seq, attempt, started_at, ended_at, outcome, error, started_commit, ended_commit)
     VALUES (?, ?, ?, ?, ?, ?, ?, ?)"""
@@ -113,6 +113,8 @@ class Step:
         return self.status in ("completed", "failed", "cancelled")
 
 
+KINDS: Final[tuple[StepKind, ...]] = get_args(StepKind)
+
 Identity = tuple[str, str, int]
 """Kind, name and occurrence: what a step call asks for."""
 
@@ -125,7 +127,6 @@ class Journal:
         self._gate = gate
         self._recorded: dict[Identity, Step] = {}
         self._finished_left = 0
-        self._recorded_names: dict[tuple[str, int], str] = {}
         (self._seq,) = file.execute(LAST).fetchone()
         file.stamp = max(file.stamp, file.execute(COMMITS).fetchone()[0] + 1)
         self.progress = 0
@@ -135,26 +136,25 @@ class Journal:
     def load(self) -> None:
         """Read all steps in one scan; what was taken before can be taken again."""
         self._recorded.clear()
-        self._recorded_names.clear()
         self._finished_left = 0
         for row in self._file.execute(SCAN, (0,)):
             step = _step(row)
             self._recorded[step.kind, step.name, step.count] = step
-            self._recorded_names[step.name, step.count] = step.kind
             self._finished_left += step.finished
 
     def take(self, kind: StepKind, name: str, count: int) -> Step | None:
         """Return the record of a step and hand it over, or None where there is none."""
         step = self._recorded.pop((kind, name, count), None)
         if step is not None:
-            del self._recorded_names[name, count]
             if step.finished:
                 self._finished_left -= 1
         return step
 
     def other_kind(self, name: str, count: int) -> str | None:
         """Return the kind under which this name is recorded and was not asked for yet."""
-        return self._recorded_names.get((name, count))
+        if not self._recorded:
+            return None
+        return next((kind for kind in KINDS if (kind, name, count) in self._recorded), None)
 
     @property
     def replaying(self) -> bool:
@@ -169,6 +169,10 @@ class Journal:
     def waiting_events(self) -> list[Step]:
         """The waits for events that are recorded as waiting and not asked for yet, in order."""
         return [s for s in self._recorded.values() if s.kind == "event" and s.status == "waiting"]
+
+    def waiting(self) -> list[Step]:
+        """Return every step that waits, as the file has it, in order."""
+        return [_step(row) for row in self._file.execute(WAITING)]
 
     def output(self, step: Step) -> Stored:
         """Return the recorded output of a completed step."""
@@ -274,11 +278,11 @@ class Journal:
             (step.seq, step.attempt, step.attempt_at_ms, at_ms, outcome, error, step.attempt_commit, stamp),
         )
 
-    def retry_at(self, step: Step, wake: Deadline, *, error: str) -> None:
+    def retry_at(self, step: Step, wake: Deadline, *, error: str | None) -> None:
         """Record that the next attempt of a step waits until `wake`."""
         self._gate.touch(self._file)
         step.status, step.wake, step.error = "waiting", wake, error
-        self._once(step, RETRY_AT, (error, wake.wall_ms, wake.boot_ms, wake.boot, step.seq))
+        self._once(step, RETRY_AT, (step.counted, error, wake.wall_ms, wake.boot_ms, wake.boot, step.seq))
 
     def complete(self, step: Step, output: Stored | None, *, at_ms: int) -> None:
         """Record that a step has completed, with its output."""

@@ -128,19 +128,15 @@ def file_stem(instance_id: str) -> str:
 
 
 def folder_name(workflow: str) -> str:
-    """Return the name of the folder that holds a workflow's instances.
+    """Return the name of the folder that holds a workflow's instances: the workflow's own.
 
-    A name with one capital, its first letter, stays as it is. Any other is followed by `~` and, in
-    hexadecimal, a number whose bit i stands for a capital at position i.
+    Two workflows whose names differ in case alone would share a folder on some file systems; an
+    `App` refuses to hold both. A device name of Windows is marked, so that the folder can move.
 
-    >>> folder_name("Room"), folder_name("ResearchAgent"), folder_name("room")
-    ('Room', 'ResearchAgent~101', 'room~0')
+    >>> folder_name("ResearchAgent"), folder_name("con")
+    ('ResearchAgent', 'con~')
     """
-    lower = workflow.lower()
-    if workflow == lower[:1].upper() + lower[1:] and lower not in _DEVICES:
-        return workflow
-    capitals = sum(1 << i for i, char in enumerate(workflow) if char.isupper())
-    return f"{workflow}~{capitals:x}"
+    return f"{workflow}~" if workflow.lower() in _DEVICES else workflow
 
 
 def _shortened(pieces: list[str], raw: bytes) -> str:

@@ -148,3 +148,8 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     value: str | None = None
     error: str | None = None
     message: str = ""
+
+
+def decode_birth(text: str | None) -> Birth | None:
+    """Return the birth record that a catalog row holds, or None once the file exists."""
+    return None if text is None else msgspec.json.decode(text, type=Birth)

@@ -1,0 +1,383 @@
+"""The actor: one warm instance, from the opening of its file to the closing.
+
+It calls `run()`, as often as replays ask for it, until the instance has ended or must wait
+longer than it is worth keeping warm; it takes events and commands meanwhile. The game loop that
+owns it decides when it lives; the actor decides what its file says.
+
+Invariants:
+    One actor per instance, one task per actor.
+    How a stretch of life ended stands in the file before anybody is told.
+    What a run returns or raises after it was stopped is discarded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, MutableMapping
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from perdure.actors.host import Host, remaining_ms
+from perdure.actors.mailbox import Mailbox
+from perdure.actors.outcome import Broken, Completed, Dead, Failed, Interrupted, Outcome, Parked, Paused, Terminated
+from perdure.actors.run import Run
+from perdure.actors.step import WorkflowStep
+from perdure.actors.workflow import ActorContext, Definition, WorkflowEvent
+from perdure.errors import (
+    DivergenceError,
+    ForgottenAwaitError,
+    InstanceFinishedError,
+    InvalidArgumentError,
+    OpenStepError,
+    PerdureError,
+    StateError,
+)
+from perdure.storage.failure import describe_failure
+from perdure.storage.files import InstanceFile
+from perdure.storage.journal import Journal
+from perdure.storage.lifecycle import Lifecycle
+from perdure.storage.mail import Mail
+from perdure.storage.records import FINISHED, Key, Status, Stored
+
+
+class _QuietLog(logging.LoggerAdapter[logging.Logger]):
+    """Says which instance speaks, and nothing while recorded steps are replayed."""
+
+    def __init__(self, logger: logging.Logger, key: Key, journal: Journal) -> None:
+        super().__init__(logger, {"instance": str(key)})
+        self._key = key
+        self._journal = journal
+
+    def isEnabledFor(self, level: int) -> bool:  # noqa: N802 - the name that logging calls
+        return (level >= logging.WARNING or not self._journal.replaying) and super().isEnabledFor(level)
+
+    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
+        return f"{self._key}: {msg}", kwargs
+
+
+class Actor:
+    """One warm instance. Made by the game loop once the file is open and owned.
+
+    `on_quiet` is called when all of it is parked and it may hibernate later.
+    """
+
+    def __init__(
+        self, definition: Definition | None, file: InstanceFile, host: Host, env: Any, *, on_quiet: Callable[[Actor], None]
+    ) -> None:
+        self._definition = definition
+        self.file = file
+        self.lifecycle = Lifecycle(file, host.gate)
+        self.journal = Journal(file, host.gate)
+        self.key = Key(self.lifecycle.state.workflow, self.lifecycle.state.id)
+        self.mailbox = Mailbox(Mail(file, host.gate), self.journal, host.clock)
+        self.last_active_ms = host.clock.boot_ms()
+        self._host = host
+        self._env = env
+        self._on_quiet = on_quiet
+        self._run: Run | None = None
+        self._log = _QuietLog(logging.getLogger(f"perdure.workflow.{self.key.workflow}"), self.key, self.journal)
+        self._noted: set[str] = set()
+        self._ending: Literal["terminate", "shutdown"] | None = None
+        self.journal.load()
+
+    # -- reading ---------------------------------------------------------------------------
+
+    @property
+    def status(self) -> Status:
+        """The status as a person would say it now: a warm instance that is parked is waiting."""
+        status = self.lifecycle.state.status
+        if status == "running" and self._run is not None and self._run.running == 0 and self._run.parked_calls:
+            return "waiting"
+        return status
+
+    @property
+    def is_parked(self) -> bool:
+        """Whether it could hibernate now: every branch waits in a step, with nothing in the way."""
+        return self._run is not None and self._run.stopping is None and self._run.kept_warm_by is None
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no attempt is under way and at least one call is parked. Cheap to ask."""
+        return self._run is not None and self._run.running == 0 and self._run.parked_calls > 0
+
+    @property
+    def kept_warm_by(self) -> str | None:
+        """What keeps it from hibernating, for people."""
+        return None if self._run is None else self._run.kept_warm_by
+
+    # -- life ------------------------------------------------------------------------------
+
+    async def advance(self) -> Outcome:
+        """Run until the instance ends, waits, is paused or stopped; its file says how.
+
+        Without the workflow's class it is left as it stands, parked.
+        """
+        state = self.lifecycle.state
+        if self._ending == "terminate" and state.status not in FINISHED:
+            return self._settle(Terminated())
+        match state.status:
+            case "waiting_for_pause":
+                return self._settle(Paused())
+            case "paused":
+                return Paused()
+            case "complete":
+                return Completed(output=state.output if state.output is not None else "null")
+            case "errored":
+                return Failed(error=state.error or "{}")
+            case "terminated":
+                return Terminated()
+            case "dead":
+                return Dead(reason=state.reason or "")
+            case _:
+                pass
+        if self._ending == "shutdown":
+            return Interrupted()
+        if self._definition is None:
+            return self._parked()
+        if state.started_at_ms is None:
+            self.lifecycle.started(self._host.clock.wall_ms())
+        else:
+            self.lifecycle.run_again()
+            self.lifecycle.set_status("running")
+        while True:
+            try:
+                outcome = await self._run_once(self._definition)
+            except PerdureError as error:
+                if error is not self.file.failure:
+                    raise
+                return Broken(error=error)
+            if outcome is not None:
+                return outcome
+            self.lifecycle.run_again()
+
+    async def _run_once(self, definition: Definition) -> Outcome | None:
+        """Call `run()` once from the top; None where it was stopped to be replayed."""
+        self.journal.load()
+        self.mailbox.forget_waits()
+        run = self._run = self._new_run(definition)
+        self.mailbox.match()
+        error: BaseException | None = None
+        value: Any = None
+        try:
+            with run.scope:
+                if self._ending is not None:
+                    run.stop(self._ending)
+                value = await self._call(run, definition)
+        except (Exception, SystemExit) as raised:
+            error = raised
+        finally:
+            run.over = True
+            self._run = None
+        if run.stopping is not None:
+            return self._stopped(run)
+        if error is None:
+            error = self._leftovers(run)
+        if error is None:
+            try:
+                stored, _ = self._host.codec.coder(definition.result).record(value)
+            except InvalidArgumentError as refused:
+                error = refused
+            else:
+                return self._settle(Completed(output=stored))
+        if error is self.file.failure:
+            return Broken(error=self.file.failure)
+        return self._settle(Failed(error=describe_failure(error, self._host.codec)))
+
+    def _new_run(self, definition: Definition) -> Run:
+        return Run(
+            key=self.key, file=self.file, journal=self.journal, mailbox=self.mailbox, host=self._host,
+            library=definition.step_library, incarnation=self.lifecycle.state.incarnation, log=self._log,
+            on_divergence=self._diverged, on_quiet=self._quiet,
+        )  # fmt: skip
+
+    async def _call(self, run: Run, definition: Definition) -> Any:
+        state = self.lifecycle.state
+        params = self._host.codec.coder(definition.params).decode("null" if state.params is None else state.params)
+        event: WorkflowEvent[Any] = WorkflowEvent(
+            payload=params,
+            timestamp=datetime.fromtimestamp(state.created_at_ms / 1000, UTC),
+            instance_id=self.key.id,
+            workflow_name=self.key.workflow,
+        )
+        context = ActorContext(workflow=self.key.workflow, instance_id=self.key.id, runtime=self._host.runtime)
+        workflow = definition.cls(context, self._env)
+        return await workflow.run(event, WorkflowStep(run))
+
+    def _quiet(self) -> None:
+        self.last_active_ms = self._host.clock.boot_ms()
+        self._on_quiet(self)
+
+    def _leftovers(self, run: Run) -> BaseException | None:
+        """Return the error for steps that are still open, or that nobody asked for (laws 8, 11)."""
+        for call in run.open_calls:
+            code, line = call.where
+            if call.awaited:
+                return OpenStepError(
+                    f"run() of {self.key} ended while step {call.name!r} ({code.co_filename}:{line}) was open: await every"
+                    " step inside run()"
+                )
+            return ForgottenAwaitError(
+                f"step {call.name!r} of {self.key} was called and never awaited, in {code.co_filename}:{line}: write"
+                f" `await step...({call.name!r}, ...)`"
+            )
+        left = [step for step in self.journal.left if step.status != "cancelled"]
+        if left:
+            names = ", ".join(f"{step.kind} {step.name!r}" for step in left[:5]) + (" …" if len(left) > 5 else "")
+            error = DivergenceError(
+                f"run() of {self.key} ended without asking for recorded steps: {names}. The code has changed since they"
+                " were recorded",
+                recorded=names,
+                requested="nothing",
+            )
+            try:
+                self._diverged("unasked", error, False)
+            except DivergenceError as refused:
+                return refused
+        return None
+
+    def _stopped(self, run: Run) -> Outcome | None:
+        match run.stopping:
+            case "replay":
+                return None
+            case "pause":  # unless somebody resumed it in the meantime
+                return None if self.lifecycle.state.status == "running" else self._settle(Paused())
+            case "terminate":
+                return self._settle(Terminated())
+            case "broken":
+                return Broken(error=self.file.failure or StateError("the instance was reset"))
+            case "hibernate":
+                return self._settle(self._parked())
+            case _:
+                return self._settle(Interrupted())
+
+    def _parked(self) -> Parked:
+        """Return what the instance waits for, as its journal has it."""
+        waiting = self.journal.waiting()
+        wakes = [step.wake for step in waiting if step.wake is not None]
+        names = ", ".join(f"{step.kind} {step.name!r}" for step in waiting[:3] if step.kind != "race")
+        clock = self._host.clock
+        return Parked(wake=min(wakes, key=lambda wake: remaining_ms(clock, wake), default=None), reason=names)
+
+    def _settle(self, outcome: Outcome) -> Outcome:
+        """Write into the file how this stretch of life ended."""
+        at_ms = self._host.clock.wall_ms()
+        life = self.lifecycle
+        match outcome:
+            case Completed(output=output):
+                life.end("complete", at_ms=at_ms, output=output)
+            case Failed(error=error):
+                life.end("errored", at_ms=at_ms, error=error)
+            case Terminated():
+                life.end("terminated", at_ms=at_ms)
+            case Paused():
+                life.set_status("paused", paused_at_ms=life.state.paused_at_ms or at_ms)
+            case Parked(wake=wake, reason=reason):
+                life.set_status("waiting", reason=reason, wake_at_ms=wake.wall_ms if wake else None)
+            case Dead(reason=why):
+                life.set_status("dead", reason=why)
+            case Interrupted() | Broken():
+                pass
+        return outcome
+
+    # -- events and commands ---------------------------------------------------------------
+
+    def receive(self, type_: str, payload: Stored, *, token: str | None) -> None:
+        """Put an event into the file and hand it on. Raises `InstanceFinishedError`."""
+        self._require_unfinished(f"event {type_!r}")
+        self.mailbox.receive(type_, payload, token=token)
+
+    def hibernate(self) -> None:
+        """Stop the run so that the instance can leave memory. Only when `is_parked`."""
+        if self._run is not None:
+            self._run.stop("hibernate")
+
+    def tell_what_keeps_it_warm(self) -> None:
+        """Write into the file, for people, why the instance stays in memory though it is idle."""
+        reason = self.kept_warm_by
+        if reason is not None and self.lifecycle.state.status == "running":
+            if "deadline" in reason:
+                self._log.warning("%s", reason)
+            self.lifecycle.set_status("running", reason=reason)
+
+    def shut_down(self) -> None:
+        """Stop the run because the runtime is ending; attempts are recorded as interrupted."""
+        if self._run is not None:
+            self._run.stop("shutdown")
+        self._ending = self._ending or "shutdown"
+
+    def break_off(self) -> None:
+        """Stop the run because the file has failed; nothing more is recorded."""
+        if self._run is not None:
+            self._run.stop("broken")
+
+    def declare_dead(self, reason: str) -> None:
+        """Park the instance for good, until somebody resumes it."""
+        self._settle(Dead(reason=reason))
+
+    def pause(self, *, who: str | None, token: str | None) -> None:
+        """Let steps under way finish, start no more, freeze the timers."""
+        self._require_unfinished("pause")
+        status = self.lifecycle.state.status
+        if status in ("paused", "waiting_for_pause") or not self._command("pause", who, token):
+            return
+        at_ms = self._host.clock.wall_ms()
+        if self._run is None or self._run.pause():
+            self.lifecycle.set_status("paused", paused_at_ms=at_ms)
+        else:
+            self.lifecycle.set_status("waiting_for_pause", paused_at_ms=at_ms)
+
+    def resume(self, *, who: str | None, token: str | None) -> None:
+        """Take a pause back: waiting deadlines move by its length."""
+        self._require_unfinished("resume")
+        state = self.lifecycle.state
+        if state.status not in ("paused", "waiting_for_pause", "dead"):
+            return
+        if not self._command("resume", who, token):
+            return
+        if state.paused_at_ms is not None and state.status == "paused":
+            self.journal.shift(max(0, self._host.clock.wall_ms() - state.paused_at_ms))
+        if self._run is not None:
+            self._run.unpause()
+        self.lifecycle.set_status("running")
+
+    def terminate(self, *, who: str | None, token: str | None) -> None:
+        """End the instance: attempts under way are cancelled, and waited for."""
+        self._require_unfinished("terminate")
+        if not self._command("terminate", who, token):
+            return
+        self._ending = "terminate"
+        if self._run is not None:
+            self._run.stop("terminate")
+        else:
+            self._settle(Terminated())
+
+    def _command(self, command: str, who: str | None, token: str | None) -> bool:
+        return self.lifecycle.command(command, at_ms=self._host.clock.wall_ms(), actor=who, token=token)
+
+    def _require_unfinished(self, what: str) -> None:
+        status = self.lifecycle.state.status
+        if status in FINISHED:
+            raise InstanceFinishedError(
+                f"{self.key} has finished ({status}), so {what} cannot reach it", workflow=self.key.workflow,
+                instance_id=self.key.id,
+            )  # fmt: skip
+
+    # -- reports ---------------------------------------------------------------------------
+
+    def _diverged(self, what: str, error: DivergenceError, serious: bool) -> None:
+        policy = (self._definition.on_divergence if self._definition else None) or ("fail" if serious else "warn")
+        if policy == "fail":
+            raise error
+        if policy == "ignore":
+            return
+        token = "divergence:" + hashlib.blake2b(f"{what}|{error}".encode(), digest_size=8).hexdigest()
+        if token in self._noted:
+            return
+        self._noted.add(token)
+        detail = f"{error} (recorded: {error.recorded}; requested: {error.requested})"
+        self.lifecycle.command(
+            "divergence", at_ms=self._host.clock.wall_ms(), actor="runtime", token=token, detail=detail
+        )
+        self._log.warning("%s", detail)
+

@@ -1,0 +1,80 @@
+"""What a step function may know of the attempt it is: `StepContext`.
+
+A function gets it in a parameter annotated `StepContext`, or from `current_step()`. It is how
+timeout and cancellation reach a plain function, which nothing can stop from outside (law 5).
+"""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import time
+
+import trio
+
+from perdure.actors.retry import StepConfig
+from perdure.errors import WorkflowCodeError
+
+
+class StepName:
+    """Which step: its name as recorded, and which use of that name it is, from 1."""
+
+    __slots__ = ("count", "name")
+
+    def __init__(self, name: str, count: int) -> None:
+        self.name = name
+        self.count = count
+
+    def __repr__(self) -> str:
+        return f"StepName({self.name!r}, {self.count})"
+
+
+class StepContext:
+    """One attempt of one step.
+
+    `attempt` counts from 1; `idempotency_key` is the same for every attempt of a step and for
+    no other step anywhere; `deadline_s` is when the attempt times out, on `time.monotonic`.
+    """
+
+    __slots__ = ("attempt", "config", "deadline_s", "idempotency_key", "instance", "log", "step")
+
+    def __init__(
+        self, step: StepName, *, attempt: int, config: StepConfig, idempotency_key: str, instance: str,
+        deadline_s: float, log: logging.LoggerAdapter[logging.Logger],
+    ) -> None:  # fmt: skip
+        self.step = step
+        self.attempt = attempt
+        self.config = config
+        self.idempotency_key = idempotency_key
+        self.instance = instance
+        self.deadline_s = deadline_s
+        self.log = log
+
+    @property
+    def remaining_s(self) -> float:
+        """How long the attempt may still take, in seconds; below 0 when it is overdue."""
+        return self.deadline_s - time.monotonic()
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether a plain function should return now: the attempt was cancelled or is overdue."""
+        if self.remaining_s < 0:
+            return True
+        try:
+            trio.from_thread.check_cancelled()
+        except trio.Cancelled:
+            return True
+        except RuntimeError:  # not in a worker thread: cancellation comes by itself there
+            return False
+        return False
+
+
+CURRENT: contextvars.ContextVar[StepContext] = contextvars.ContextVar("perdure_current_step")
+
+
+def current_step() -> StepContext:
+    """Return the context of the attempt that is calling. Raises `WorkflowCodeError` outside a step."""
+    context = CURRENT.get(None)
+    if context is None:
+        raise WorkflowCodeError("current_step() was called outside a step function")
+    return context

@@ -1,0 +1,128 @@
+"""Which call is which: counts of names, and the refusal of names that could be either (law 10).
+
+trio runs ready tasks in random order, so the second use of a name has a meaning only where it
+surely comes after the first: in the same task, or after the nursery has closed in which the
+first was made. Anything else would swap results on a replay.
+
+Invariants:
+    The n-th use of a name in one run is the same call in every run.
+    A refused name has not been counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import CodeType
+from typing import Any, Final
+
+import trio
+
+from perdure.errors import AmbiguousStepError
+from perdure.storage.names import check_step_name
+
+ADVICE: Final = "give the parts distinct names, key=..., or use step.map / step.gather"
+
+
+class Names:
+    """The names that one run of `run()` has used so far. `root` is the task that runs it."""
+
+    def __init__(self, root: trio.lowlevel.Task) -> None:
+        self._root = root
+        self._counts: dict[tuple[str, str], int] = {}
+        self._askers: dict[str, tuple[trio.lowlevel.Task, frozenset[trio.Nursery]]] = {}
+        self._functions: dict[str, object] = {}
+
+    def claim(self, kind: str, name: str, key: object = None, function: object = None) -> tuple[str, int]:
+        """Count one use of `name` and return the name as recorded and which use of it this is.
+
+        Raises `InvalidNameError` and `AmbiguousStepError`.
+        """
+        full = name if key is None else f"{name}[{key}]"
+        counted = (kind, full)
+        task = trio.lowlevel.current_task()
+        asked = self._askers.get(full)
+        if asked is None:
+            check_step_name(full)
+            self._askers[full] = (task, self._open_around(task))
+        elif asked[0] is not task:
+            self._require_after(full, asked, task)
+            self._askers[full] = (task, self._open_around(task))
+        if function is not None:
+            self._require_same(name, function)
+        count = self._counts.get(counted, 0) + 1
+        self._counts[counted] = count
+        return full, count
+
+    def _require_same(self, name: str, function: object) -> None:
+        known = self._functions.setdefault(name, function)
+        if known is not function and known != function:
+            raise AmbiguousStepError(
+                f"step {name!r} was asked for with {describe(known)} and now with {describe(function)}: one name"
+                f" stands for one function; give one of them another name"
+            )
+
+    def _open_around(self, task: trio.lowlevel.Task) -> frozenset[trio.Nursery]:
+        """Return the nurseries open at this moment around a task that is not the root."""
+        if task is self._root:
+            return frozenset()
+        nurseries: set[trio.Nursery] = set()
+        at: trio.lowlevel.Task | None = task
+        while at is not None and at is not self._root:
+            parent = at.parent_nursery
+            if parent is None:
+                break
+            at = parent.parent_task
+            nurseries.update(at.child_nurseries)
+        return frozenset(nurseries)
+
+    def _require_after(
+        self, name: str, asked: tuple[trio.lowlevel.Task, frozenset[trio.Nursery]], task: trio.lowlevel.Task
+    ) -> None:
+        earlier, open_then = asked
+        around = set(self._chain(task))
+        while True:
+            nursery = earlier.parent_nursery
+            if earlier is self._root or nursery is None or nursery in nursery.parent_task.child_nurseries:
+                break
+            earlier = nursery.parent_task
+            if earlier is task:
+                return
+            if earlier in around:
+                if self._branch_below(earlier, task) not in open_then:
+                    return
+                break
+        raise AmbiguousStepError(
+            f"step {name!r} is asked for by two branches that run at the same time, so nobody could tell which result"
+            f" is whose on a replay: {ADVICE}"
+        )
+
+    def _chain(self, task: trio.lowlevel.Task) -> list[trio.lowlevel.Task]:
+        chain = [task]
+        while chain[-1] is not self._root and (nursery := chain[-1].parent_nursery) is not None:
+            chain.append(nursery.parent_task)
+        return chain
+
+    def _branch_below(self, ancestor: trio.lowlevel.Task, task: trio.lowlevel.Task) -> trio.Nursery | None:
+        """Return the nursery of `ancestor` in which `task`, or a parent of it, runs."""
+        for at in self._chain(task):
+            if at.parent_nursery is not None and at.parent_nursery.parent_task is ancestor:
+                return at.parent_nursery
+        return None
+
+
+def function_identity(fn: Callable[..., Any]) -> object:
+    """Return what makes two step functions the same: the code, through partials and methods."""
+    target: Any = fn
+    while True:
+        inner = getattr(target, "func", None) or getattr(target, "__func__", None) or getattr(target, "__wrapped__", None)
+        if inner is None:
+            break
+        target = inner
+    return getattr(target, "__code__", None) or target
+
+
+def describe(function: object) -> str:
+    """Return what people call a function that `function_identity` identified."""
+    if isinstance(function, CodeType):
+        return f"{function.co_qualname} ({function.co_filename}:{function.co_firstlineno})"
+    return str(getattr(function, "__qualname__", function))

@@ -1,0 +1,133 @@
+"""The mailbox: which event goes to which wait (law 6).
+
+Events are matched by type, and by a predicate where the wait has one, oldest event first, to the
+wait that was asked for first. A wait that the journal knows and that this run has not asked for
+again yet keeps its place in the queue.
+
+Invariants:
+    An event goes to one wait, a wait gets one event.
+    An event received before a wait's deadline beats the timeout, whenever it is looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import msgspec
+import trio
+
+from perdure.actors.host import Clock
+from perdure.storage.journal import Journal, Step
+from perdure.storage.mail import Mail
+from perdure.storage.records import EventRow, Stored
+
+
+class WaitDetail(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What the journal keeps of a wait, and, once delivered, of the event that ended it."""
+
+    type: str
+    where: bool = False
+    event: int | None = None
+    received_at_ms: int | None = None
+
+
+class Wait:
+    """A wait that a running call has asked for. `arrived` is set when its step is settled."""
+
+    __slots__ = ("arrived", "error", "step", "where")
+
+    def __init__(self, step: Step, where: Callable[[Stored], bool] | None) -> None:
+        self.step = step
+        self.where = where
+        self.arrived = trio.Event()
+        self.error: BaseException | None = None
+
+
+class Mailbox:
+    """The events and waits of one warm instance."""
+
+    def __init__(self, mail: Mail, journal: Journal, clock: Clock) -> None:
+        self._mail = mail
+        self._journal = journal
+        self._clock = clock
+        self._live: dict[int, Wait] = {}
+
+    def forget_waits(self) -> None:
+        """Forget the calls of the last run; their waits stand in the journal."""
+        self._live.clear()
+
+    def receive(self, type_: str, payload: Stored, *, token: str | None) -> bool:
+        """Take an event in and hand it on; False where its token says it came before."""
+        event = self._mail.add(type_, payload, at_ms=self._clock.wall_ms(), token=token)
+        self.match()
+        return event is not None
+
+    def register(self, wait: Wait) -> None:
+        """Queue a wait at the place that its step has, and serve it if an event is there."""
+        self._live[wait.step.seq] = wait
+        self.match()
+
+    def withdraw(self, wait: Wait) -> None:
+        """Take a wait out of the queue."""
+        self._live.pop(wait.step.seq, None)
+
+    def match(self) -> None:
+        """Deliver every event that a wait is there for."""
+        if not self._mail.undelivered:
+            return
+        waiting: dict[int, Step] = {step.seq: step for step in self._journal.waiting_events()}
+        waiting.update({seq: wait.step for seq, wait in self._live.items() if wait.step.status == "waiting"})
+        queue = [waiting[seq] for seq in sorted(waiting)]
+        for event in self._mail.undelivered:
+            taker = self._taker(event, queue)
+            if taker is not None:
+                queue.remove(taker)
+                self._deliver(event, taker)
+
+    def _taker(self, event: EventRow, queue: list[Step]) -> Step | None:
+        for step in queue:
+            detail = _detail(step)
+            if detail.type != event.type:
+                continue
+            if step.wake is not None and event.received_at_ms > step.wake.wall_ms:
+                continue  # it had timed out when the event came
+            wait = self._live.get(step.seq)
+            if not detail.where:
+                return step
+            if wait is None or wait.where is None:
+                return None  # its predicate is not here yet: nobody behind it may be served first
+            try:
+                if wait.where(event.payload if event.payload is not None else "null"):
+                    return step
+            except Exception as error:  # the user's predicate: its wait fails with it
+                wait.error = error
+                wait.arrived.set()
+        return None
+
+    def _deliver(self, event: EventRow, step: Step) -> None:
+        detail = _detail(step)
+        self._mail.deliver(event, step.seq)
+        self._journal.set_detail(
+            step,
+            msgspec.json.encode(
+                WaitDetail(detail.type, detail.where, event=event.seq, received_at_ms=event.received_at_ms)
+            ).decode(),
+        )
+        self._journal.complete(step, event.payload, at_ms=self._clock.wall_ms())
+        wait = self._live.pop(step.seq, None)
+        if wait is not None:
+            wait.arrived.set()
+
+
+def _detail(step: Step) -> WaitDetail:
+    return msgspec.json.decode(step.detail or "{}", type=WaitDetail)
+
+
+def wait_detail(type_: str, *, where: bool) -> str:
+    """Return the detail of a new wait as the journal keeps it."""
+    return msgspec.json.encode(WaitDetail(type_, where)).decode()
+
+
+def delivered(step: Step) -> WaitDetail:
+    """Return the detail of a wait that an event has ended."""
+    return _detail(step)
+

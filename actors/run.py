@@ -1,0 +1,279 @@
+"""One call of `run()`: what is open in it, what is parked, and how it is stopped.
+
+Suspension is cancellation. The runtime owns a cancel scope around the call; to hibernate, pause,
+replay or shut down it cancels that scope and discards whatever the call then returns or
+raises. No exception class of ours is involved, so nothing in user code can swallow it by accident.
+
+The scope's deadline is a finite moment that never comes. trio tells a task its effective
+deadline, so a parked call can see, by public means, whether anything of the user's stands
+between it and the scope: a shield shows as infinity, a deadline of the user's as something nearer.
+
+Invariants:
+    `stop` takes effect only once; the first reason wins.
+    A run is stopped to hibernate or to replay only while no attempt is under way.
+    Nothing is recorded by a stopped run but how its attempts ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from typing import Any, Final, Literal, NoReturn
+
+import trio
+
+from perdure.actors.context import CURRENT
+from perdure.actors.host import Host, remaining_ms
+from perdure.actors.identity import Names
+from perdure.actors.mailbox import Mailbox
+from perdure.errors import DivergenceError, WorkflowCodeError
+from perdure.storage.files import InstanceFile
+from perdure.storage.journal import Journal
+from perdure.storage.records import Deadline, Key
+
+FAR_S: Final = 1e17
+"""A deadline on trio's clock that never comes and is not infinity."""
+
+EXPIRED: ContextVar[tuple[trio.CancelScope, ...]] = ContextVar("perdure_expired_deadlines", default=())
+"""The scopes of durable deadlines that struck in an earlier run, around the task that looks."""
+
+Stop = Literal["replay", "hibernate", "pause", "terminate", "shutdown", "broken"]
+
+
+class Leaf:
+    """A task that waits in a parked call, and what keeps it from hibernating, if anything."""
+
+    __slots__ = ("hindrance", "task", "wake")
+
+    def __init__(self, task: trio.lowlevel.Task, wake: Deadline | None, hindrance: str | None) -> None:
+        self.task = task
+        self.wake = wake
+        self.hindrance = hindrance
+
+
+class Run:
+    """One call of `run()` under way. Made anew for each replay; used by step calls and the actor.
+
+    `running` counts attempts under way; `open_calls` holds calls made and not finished, in order.
+    `on_quiet` is called when the last attempt has ended or a call has parked.
+    """
+
+    def __init__(
+        self, *, key: Key, file: InstanceFile, journal: Journal, mailbox: Mailbox, host: Host, library: Literal["trio", "asyncio"],
+        incarnation: int, log: logging.LoggerAdapter[logging.Logger],
+        on_divergence: Callable[[str, DivergenceError, bool], None], on_quiet: Callable[[], None],
+    ) -> None:  # fmt: skip
+        self.key = key
+        self.file = file
+        self.journal = journal
+        self.mailbox = mailbox
+        self.host = host
+        self.library = library
+        self.incarnation = incarnation
+        self.log = log
+        self.names = Names(trio.lowlevel.current_task())
+        self.open_calls: dict[Any, None] = {}
+        self.running = 0
+        self.stopping: Stop | None = None
+        self.pausing = False
+        self.over = False
+        self._scope = trio.CancelScope(deadline=FAR_S)
+        self._task = trio.lowlevel.current_task()
+        self._leaves: dict[Leaf, None] = {}
+        self._replay_wanted = False
+        self._may_start = trio.Event()
+        self._may_start.set()
+        self._on_divergence = on_divergence
+        self._on_quiet = on_quiet
+
+    # -- the call as a whole ---------------------------------------------------------------
+
+    @property
+    def scope(self) -> trio.CancelScope:
+        """The cancel scope around the call. The actor enters it; `stop` cancels it."""
+        return self._scope
+
+    def stop(self, why: Stop) -> None:
+        """End the call by cancellation. Only the first reason counts."""
+        if self.stopping is None and not self.over:
+            self.stopping = why
+            self._scope.cancel()
+
+    def pause(self) -> bool:
+        """Let attempts under way finish and start no more; True where none was under way."""
+        self.pausing = True
+        self._may_start = trio.Event()
+        self._stop_when_quiet()
+        return self.running == 0
+
+    def unpause(self) -> None:
+        """Take a pause back that has not come about."""
+        self.pausing = False
+        if not self._replay_wanted:
+            self._may_start.set()
+
+    def _stop_when_quiet(self) -> None:
+        if self.running == 0:
+            if self.pausing:
+                self.stop("pause")
+            elif self._replay_wanted:
+                self.stop("replay")
+            else:
+                self._on_quiet()
+
+    # -- for step calls --------------------------------------------------------------------
+
+    def require_call(self, name: str) -> None:
+        """Refuse a step call that is made where none may be."""
+        context = CURRENT.get(None)
+        if context is not None:
+            raise WorkflowCodeError(
+                f"step {name!r} was called inside the step function of {context.step.name!r}: steps do not nest; call"
+                " it from run(), or call the plain function"
+            )
+        if self.over:
+            raise WorkflowCodeError(f"step {name!r} was called after run() of {self.key} had ended")
+
+    async def admit(self) -> None:
+        """Let a call begin, or raise cancellation again in a run that is being stopped."""
+        for scope in EXPIRED.get():  # a new call inside a deadline that has struck already
+            scope.cancel()
+        if self.stopping is not None:
+            await self.until_cancelled()
+
+    async def may_start(self) -> None:
+        """Return when a new attempt may start: no pause and no replay is pending."""
+        while not self._may_start.is_set():
+            with self.parked(None):
+                await self._may_start.wait()
+
+    async def until_cancelled(self) -> NoReturn:
+        """Wait for the cancellation that has to come, and raise it, even under a shield of the user's."""
+        if self.stopping is None:
+            with self.parked(None):
+                await trio.sleep_forever()
+        caught: trio.Cancelled | None = None
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            try:
+                await trio.lowlevel.checkpoint()
+            except trio.Cancelled as cancelled:
+                caught = cancelled
+                raise
+        assert caught is not None
+        raise caught
+
+    def attempt_begins(self) -> None:
+        """Count an attempt as under way; nothing stops the run for quiet until it has ended."""
+        self.running += 1
+
+    def attempt_ends(self) -> None:
+        """Count an attempt as ended."""
+        self.running -= 1
+        if self.running == 0:
+            self._stop_when_quiet()
+
+    async def recorded(self) -> None:
+        """A step was recorded. With `replay="always"` this never returns: the run starts over."""
+        if self.host.replay == "always":
+            self._replay_wanted = True
+            self._may_start = trio.Event()
+            self._stop_when_quiet()
+            await self.until_cancelled()
+
+    async def broke(self, error: Exception) -> None:
+        """The file failed under a call: reset the actor by stopping the run."""
+        self.log.error("%s", error)
+        self.stop("broken")
+        await self.until_cancelled()
+
+    def diverged(self, what: str, error: DivergenceError, *, serious: bool) -> None:
+        """Report a divergence; raises `error` where the workflow's policy says so."""
+        self._on_divergence(what, error, serious)
+
+    # -- parking ---------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def parked(self, wake: Deadline | None) -> Iterator[None]:
+        """Mark the calling task as parked until `wake`, or for an event, while inside."""
+        leaf = Leaf(trio.lowlevel.current_task(), wake, self._hindrance())
+        self._leaves[leaf] = None
+        try:
+            if self.running == 0:
+                self._on_quiet()
+            yield
+        finally:
+            del self._leaves[leaf]
+
+    def _hindrance(self) -> str | None:
+        effective = trio.current_effective_deadline()
+        if effective == FAR_S or self.stopping is not None:
+            return None
+        if effective > FAR_S:
+            return "a cancel scope with shield=True stands around a parked step"
+        return (
+            "a plain cancel scope with a deadline stands around a parked step; it would start anew after a"
+            " hibernation: use timeout=, step.race or step.move_on_after"
+        )
+
+    async def park_until(self, wake: Deadline | None, event: trio.Event) -> None:
+        """Return when `event` is set, at `wake` at the latest."""
+        timer = None if wake is None else self.host.timers.at(wake, event.set)
+        try:
+            with self.parked(wake):
+                await event.wait()
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+    @property
+    def kept_warm_by(self) -> str | None:
+        """What keeps this run from hibernating, for people; None where nothing does."""
+        if self.running or not self._leaves:
+            return "a step is running" if self.running else "run() waits for something that is no step"
+        for leaf in self._leaves:
+            if leaf.hindrance is not None:
+                return leaf.hindrance
+        parked = {leaf.task for leaf in self._leaves}
+        for task in _leaf_tasks(self._task):
+            if task not in parked:
+                return f"a task waits outside any step at {_line(task)}"
+        return None
+
+    @property
+    def parked_calls(self) -> int:
+        """How many calls are parked."""
+        return len(self._leaves)
+
+    def next_wake(self) -> Deadline | None:
+        """Return the earliest deadline that a parked call waits for."""
+        wakes = [leaf.wake for leaf in self._leaves if leaf.wake is not None]
+        return min(wakes, key=lambda wake: remaining_ms(self.host.clock, wake), default=None)
+
+
+def _leaf_tasks(task: trio.lowlevel.Task) -> Iterator[trio.lowlevel.Task]:
+    """Yield the tasks of a run that wait for something other than their children."""
+    children = [child for nursery in task.child_nurseries for child in nursery.child_tasks]
+    for child in children:
+        yield from _leaf_tasks(child)
+    if not (children and _waits_for_children(task)):
+        yield task
+
+
+def _waits_for_children(task: trio.lowlevel.Task) -> bool:
+    frames = [frame for frame, _ in task.iter_await_frames() if hasattr(frame, "f_code")]
+    return any(frame.f_code.co_name == "_nested_child_finished" for frame in frames[-3:])
+
+
+def _line(task: trio.lowlevel.Task) -> str:
+    """Return the innermost line of a task that is not trio's or ours."""
+    best = "an unknown line"
+    for frame, line in task.iter_await_frames():
+        if not hasattr(frame, "f_code"):
+            break
+        module = frame.f_globals.get("__name__", "")
+        if not module.startswith(("trio.", "perdure.", "contextlib")):
+            best = f"{frame.f_code.co_filename}:{line}"
+    return best

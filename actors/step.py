@@ -1,0 +1,274 @@
+"""`WorkflowStep`: what `run()` is given to name its units of work.
+
+Every method checks and registers its call and returns an awaitable; nothing happens before the
+`await`, and a call that is never awaited fails the run with its line (law 8).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any, TypeVar, TypeVarTuple, overload
+from uuid import UUID
+
+from perdure.actors.callee import Callee, callee_of
+from perdure.actors.calls import StepCall
+from perdure.actors.compose import DeadlineCall, GroupCall, RaceCall
+from perdure.actors.context import StepContext
+from perdure.actors.do import DoCall
+from perdure.actors.durations import Duration, point_in_time, seconds
+from perdure.actors.identity import function_identity
+from perdure.actors.instant import TransactionCall, ValueCall
+from perdure.actors.retry import Retries, Sensitive, resolve_config
+from perdure.actors.run import Run
+from perdure.actors.waiting import EventCall, SleepCall, StepEvent
+from perdure.errors import InvalidArgumentError
+from perdure.storage.names import check_event_type
+from perdure.storage.sql import Sql
+
+T = TypeVar("T")
+K = TypeVar("K", bound=str)
+I = TypeVar("I")  # noqa: E741 - the type of an item of step.map
+Ts = TypeVarTuple("Ts")
+
+
+class WorkflowStep:
+    """The step methods of one run. Prior art: Cloudflare Workflows' `WorkflowStep`."""
+
+    __slots__ = ("_run",)
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    @property
+    def log(self) -> logging.LoggerAdapter[logging.Logger]:
+        """A logger that is quiet while recorded steps are replayed."""
+        return self._run.log
+
+    # -- do --------------------------------------------------------------------------------
+
+    @overload
+    def do(
+        self, name: str, fn: Callable[[*Ts], Coroutine[Any, Any, T]], /, *args: *Ts, retries: Retries | int | None = None,
+        timeout: Duration | None = None, returns: object = None, key: object = None, sensitive: Sensitive | None = None,
+    ) -> StepCall[T]: ...  # fmt: skip
+    @overload
+    def do(
+        self, name: str, fn: Callable[[*Ts, StepContext], Coroutine[Any, Any, T]], /, *args: *Ts,
+        retries: Retries | int | None = None, timeout: Duration | None = None, returns: object = None, key: object = None,
+        sensitive: Sensitive | None = None,
+    ) -> StepCall[T]: ...  # fmt: skip
+    @overload
+    def do(
+        self, name: str, fn: Callable[[StepContext, *Ts], Coroutine[Any, Any, T]], /, *args: *Ts,
+        retries: Retries | int | None = None, timeout: Duration | None = None, returns: object = None, key: object = None,
+        sensitive: Sensitive | None = None,
+    ) -> StepCall[T]: ...  # fmt: skip
+    @overload
+    def do(
+        self, name: str, fn: Callable[[*Ts], Awaitable[T]], /, *args: *Ts, retries: Retries | int | None = None,
+        timeout: Duration | None = None, returns: object = None, key: object = None, sensitive: Sensitive | None = None,
+    ) -> StepCall[T]: ...  # fmt: skip
+    @overload
+    def do(
+        self, name: str, fn: Callable[[*Ts], T], /, *args: *Ts, retries: Retries | int | None = None,
+        timeout: Duration | None = None, returns: object = None, key: object = None, sensitive: Sensitive | None = None,
+    ) -> StepCall[T]: ...  # fmt: skip
+    @overload
+    def do(
+        self, name: str, fn: Callable[[*Ts, StepContext], T], /, *args: *Ts, retries: Retries | int | None = None,
+        timeout: Duration | None = None, returns: object = None, key: object = None, sensitive: Sensitive | None = None,
+    ) -> StepCall[T]: ...  # fmt: skip
+    @overload
+    def do(
+        self, name: str, fn: Callable[[StepContext, *Ts], T], /, *args: *Ts, retries: Retries | int | None = None,
+        timeout: Duration | None = None, returns: object = None, key: object = None, sensitive: Sensitive | None = None,
+    ) -> StepCall[T]: ...  # fmt: skip
+    @overload
+    def do(
+        self, name: str | None = None, /, *, retries: Retries | int | None = None, timeout: Duration | None = None,
+        returns: object = None, key: object = None, sensitive: Sensitive | None = None,
+    ) -> Callable[[Callable[[*Ts], Coroutine[Any, Any, T]]], Callable[[*Ts], StepCall[T]]]: ...  # fmt: skip
+
+    def do(
+        self, name: str | None = None, fn: Any = None, /, *args: Any, retries: Retries | int | None = None,
+        timeout: Duration | None = None, returns: object = None, key: object = None, sensitive: Sensitive | None = None,
+    ) -> Any:  # fmt: skip
+        """Run `fn(*args)` as the step `name`, once: its result is recorded and answers every replay.
+
+        `fn` is a trio coroutine function, a plain function (it runs in a thread), or one made by
+        `asyncio_step` or `process_step`; keyword arguments go through `functools.partial`. A
+        parameter annotated `StepContext` gets the attempt. `retries` counts retries (attempts =
+        limit + 1; 5 by default, 10 seconds apart at first, doubling); `timeout` is of one attempt
+        (10 minutes by default). `returns` replaces the function's return annotation, which decides
+        what stored bytes are decoded to. `key` is part of the step's identity: `charge[order-1]`.
+        A function that crashes between its effect and the commit runs again: use
+        `StepContext.idempotency_key` towards the outside.
+
+        Without `fn` it is a decorator that declares a step; calling the result runs it.
+
+        Raises `InvalidArgumentError`, `AmbiguousStepError` and `DivergenceError` at the call; the
+        await raises what the last attempt raised, `StepTimeoutError`, or `StepLostError`.
+        """
+        config = resolve_config(retries=retries, timeout=timeout, sensitive=sensitive)
+        if fn is None:
+            return self._declare(name, config=config, returns=returns, key=key)
+        if name is None:
+            raise InvalidArgumentError("a step needs a name: step.do(name, fn, *args)")
+        run = self._run
+        return DoCall(
+            run, name, fn, args, callee=callee_of(fn, run.library), config=config, returns=returns, key=key, depth=2
+        )
+
+    def _declare(self, name: str | None, *, config: Any, returns: object, key: object) -> Callable[..., Any]:
+        def declare(fn: Callable[..., Any]) -> Callable[..., Any]:
+            callee: Callee = callee_of(fn, self._run.library)
+            step_name = name if name is not None else fn.__name__
+
+            def call(*args: Any) -> DoCall[Any]:
+                return DoCall(
+                    self._run, step_name, fn, args, callee=callee, config=config, returns=returns, key=key, depth=2
+                )
+
+            return call
+
+        return declare
+
+    # -- waiting ---------------------------------------------------------------------------
+
+    def sleep(self, name: str, duration: Duration) -> StepCall[None]:
+        """Sleep for `duration`: "5 seconds", a timedelta, or a number of seconds. Costs nothing meanwhile."""
+        return SleepCall(self._run, name, seconds=seconds(duration), until_ms=None, depth=2)
+
+    def sleep_until(self, name: str, when: datetime) -> StepCall[None]:
+        """Sleep until the wall clock shows `when`, an aware datetime; a past one is over at once."""
+        return SleepCall(self._run, name, seconds=None, until_ms=point_in_time(when), depth=2)
+
+    @overload
+    def wait_for_event(
+        self, name: str, *, type: str, timeout: Duration | None = "24 hours", where: Callable[[Any], bool] | None = None,
+    ) -> StepCall[StepEvent[Any]]: ...  # fmt: skip
+    @overload
+    def wait_for_event(
+        self, name: str, *, type: str, timeout: Duration | None = "24 hours", where: Callable[[T], bool] | None = None,
+        returns: type[T],
+    ) -> StepCall[StepEvent[T]]: ...  # fmt: skip
+
+    def wait_for_event(
+        self, name: str, *, type: str, timeout: Duration | None = "24 hours", where: Callable[[Any], bool] | None = None,
+        returns: Any = Any,
+    ) -> StepCall[StepEvent[Any]]:  # fmt: skip
+        """Wait for an event of `type`, the oldest that no wait has got yet and that `where` accepts.
+
+        `returns` is what its payload is decoded to. With `timeout=None` it waits for ever. The
+        await raises `EventTimeoutError` when none came in time.
+        """
+        check_event_type(type)
+        timeout_s = None if timeout is None else seconds(timeout)
+        return EventCall(self._run, name, type_=type, timeout_s=timeout_s, where=where, returns=returns, depth=2)
+
+    # -- parallel parts --------------------------------------------------------------------
+
+    def map(
+        self, name: str, fn: Callable[[I], Coroutine[Any, Any, T]] | Callable[[I], T], items: Iterable[I], *,
+        limit: int | None = None, retries: Retries | int | None = None, timeout: Duration | None = None,
+        returns: object = None, sensitive: Sensitive | None = None,
+    ) -> GroupCall[list[T]]:  # fmt: skip
+        """Run `fn(item)` for each item as the steps `name[0]`, `name[1]` …, at most `limit` at a time.
+
+        Returns the results in the order of the items. All parts run to their end; then one
+        failure is raised as it is, several as an `ExceptionGroup`.
+        """
+        if limit is not None and limit < 1:
+            raise InvalidArgumentError(f"limit={limit!r}: it must be 1 or more, or None for all at once")
+        config = resolve_config(retries=retries, timeout=timeout, sensitive=sensitive)
+        run = self._run
+        callee = callee_of(fn, run.library)
+        parts = [
+            DoCall[Any](run, name, fn, (item,), callee=callee, config=config, returns=returns, key=index, depth=2)
+            for index, item in enumerate(items)
+        ]
+        return GroupCall(run, name, parts, list, limit=limit, depth=2)
+
+    def gather(
+        self, name: str, parts: Mapping[K, StepCall[T] | Callable[[], Awaitable[T]] | Callable[[], T]]
+    ) -> GroupCall[dict[K, T]]:
+        """Run the parts at the same time and return their results under the same keys.
+
+        A part is a step call (`step.sleep(...)`), or a function of no arguments, which becomes
+        the step `name[key]`.
+        """
+        calls = self._parts(name, parts)
+        return GroupCall(
+            self._run, name, list(calls.values()), lambda results: dict(zip(calls, results, strict=True)), depth=2
+        )
+
+    def race(
+        self, name: str, parts: Mapping[K, StepCall[T] | Callable[[], Awaitable[T]] | Callable[[], T]]
+    ) -> StepCall[tuple[K, T]]:
+        """Run the parts at the same time; the first to finish decides, the others are cancelled.
+
+        Returns (key of the winner, its result), or raises its error. The decision is recorded.
+        Parts as in `gather`.
+        """
+        race: RaceCall[Any] = RaceCall(self._run, name, depth=2)
+        race.enter(self._parts(name, parts))
+        return race  # type: ignore[return-value]  # its keys are those of parts
+
+    def _parts(self, name: str, parts: Mapping[K, StepCall[Any] | Callable[[], Any]]) -> dict[K, StepCall[Any]]:
+        if not parts:
+            raise InvalidArgumentError(f"{name!r} has no parts: give at least one")
+        calls: dict[K, StepCall[Any]] = {}
+        for key, part in parts.items():
+            if isinstance(part, StepCall):
+                calls[key] = part
+            else:
+                # Each part has a function of its own, so its name is the whole `name[key]`.
+                calls[key] = DoCall[Any](
+                    self._run, f"{name}[{key}]", part, (), callee=callee_of(part, self._run.library),
+                    config=resolve_config(), returns=None, key=None, depth=4,
+                )  # fmt: skip
+        return calls
+
+    def move_on_after(self, name: str, duration: Duration) -> DeadlineCall:
+        """`async with step.move_on_after(name, duration) as scope:` ends its body after `duration`.
+
+        A durable deadline: it runs on through crashes and hibernation, and what it decided is
+        recorded; `scope.expired` says it afterwards.
+        """
+        return DeadlineCall(self._run, name, seconds(duration), depth=2)
+
+    # -- instant ---------------------------------------------------------------------------
+
+    def now(self, name: str = "now", *, key: object = None) -> StepCall[datetime]:
+        """Return the time, aware, in UTC: the same on every replay."""
+        clock = self._run.host.clock
+        return ValueCall(
+            self._run, name, lambda: datetime.fromtimestamp(clock.wall_ms() / 1000, UTC), datetime, key=key, depth=2
+        )
+
+    def random(self, name: str = "random", *, key: object = None) -> StepCall[float]:
+        """Return a random number from 0 up to 1: the same on every replay."""
+        return ValueCall(self._run, name, self._run.host.clock.random, float, key=key, depth=2)
+
+    def uuid(self, name: str = "uuid", *, key: object = None) -> StepCall[UUID]:
+        """Return a random UUID (version 4): the same on every replay."""
+        clock = self._run.host.clock
+        return ValueCall(self._run, name, lambda: UUID(int=clock.random_bits(128), version=4), UUID, key=key, depth=2)
+
+    def transaction(
+        self, name: str, fn: Callable[[Sql, *Ts], T], /, *args: *Ts, returns: object = None, key: object = None
+    ) -> StepCall[T]:
+        """Run `fn(sql, *args)` over the instance's own tables, exactly once.
+
+        `fn` is plain and synchronous: its writes and this step's record are one transaction.
+
+        >>> # def debit(sql: perdure.Sql, amount: int) -> int: ...
+        >>> # balance = await step.transaction("debit", debit, 10)
+        """
+        if callee_of(fn, "trio").kind != "plain":
+            raise InvalidArgumentError(f"step.transaction({name!r}) needs a plain function: it runs inside one transaction")
+        return TransactionCall(
+            self._run, name, fn, args, returns=returns, key=key, function=function_identity(fn), depth=2
+        )

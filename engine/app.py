@@ -1,0 +1,163 @@
+"""`App`: what a process can run. Commands, workers and tests use the same object.
+
+A FILE given to the command line defines `app = perdure.App(...)`, or just workflow classes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from perdure.actors.workflow import Definition, WorkflowEntrypoint, define
+from perdure.errors import InvalidArgumentError, PerdureError, UnknownWorkflowError
+from perdure.limits import Limits
+from perdure.storage.codec import TypeHook
+
+
+class App:
+    """The workflows of a program, their environment and their limits.
+
+    `env` is a value, or a function that returns an async context manager, which is entered once
+    per process before the first workflow runs. `hooks` store types of the user's own.
+
+    Raises `InvalidArgumentError` for what is not a workflow, and for two of one name.
+    """
+
+    def __init__(
+        self,
+        workflows: Sequence[type] = (),
+        *,
+        env: Any = None,
+        limits: Limits | None = None,
+        hooks: Sequence[TypeHook] = (),
+    ) -> None:
+        self.env = env
+        self.limits = limits or Limits()
+        self.hooks = tuple(hooks)
+        self.definitions: dict[str, Definition] = {}
+        for cls in workflows:
+            definition = define(cls)
+            known = self.definitions.get(definition.name)
+            if known is not None and known.cls is not cls:
+                raise InvalidArgumentError(
+                    f"two workflows are called {definition.name!r}: {known.cls.__module__}.{known.cls.__qualname__} and"
+                    f" {cls.__module__}.{cls.__qualname__}; give one of them a class attribute `name`"
+                )
+            folded = {name.casefold(): name for name in self.definitions}
+            other = folded.get(definition.name.casefold(), definition.name)
+            if other != definition.name:
+                raise InvalidArgumentError(
+                    f"the workflows {other!r} and {definition.name!r} differ in case alone, and their folders would be one on"
+                    " some file systems: give one of them a class attribute `name`"
+                )
+            self.definitions[definition.name] = definition
+
+    def definition(self, workflow: type | str) -> Definition:
+        """Return what is known of a workflow, by class or name. Raises `UnknownWorkflowError`."""
+        if isinstance(workflow, str):
+            found = self.definitions.get(workflow)
+            if found is not None:
+                return found
+            known = ", ".join(sorted(self.definitions)) or "none"
+            raise UnknownWorkflowError(f"no workflow is called {workflow!r}; this app knows: {known}")
+        definition = define(workflow)
+        registered = self.definitions.get(definition.name)
+        if registered is None or registered.cls is not workflow:
+            known = ", ".join(sorted(self.definitions)) or "none"
+            raise UnknownWorkflowError(
+                f"{workflow.__qualname__} does not belong to this app, which knows: {known}; add it to"
+                " App(workflows=[...]) or open_runtime(workflows=[...])"
+            )
+        return definition
+
+    def with_workflows(self, workflows: Sequence[type]) -> App:
+        """Return an app that has `workflows` besides its own."""
+        own = [definition.cls for definition in self.definitions.values()]
+        more = [cls for cls in workflows if cls not in own]
+        return App([*own, *more], env=self.env, limits=self.limits, hooks=self.hooks)
+
+    @contextlib.asynccontextmanager
+    async def open_env(self) -> AsyncIterator[Any]:
+        """Enter the environment, where it is a function, and yield what workflows see as `self.env`."""
+        env = self.env
+        if callable(env) and not isinstance(env, type):
+            env = env()
+            if inspect.isawaitable(env):
+                env = await env
+        if isinstance(env, AbstractAsyncContextManager) or (hasattr(env, "__aenter__") and hasattr(env, "__aexit__")):
+            async with env as entered:
+                yield entered
+        else:
+            yield env
+
+
+def load_app(file: str | Path) -> App:
+    """Import a Python file and return its app: its variable `app`, or all workflow classes in it.
+
+    The file's folder is importable while it loads, as with `python FILE`. Raises `PerdureError`
+    with the line for a file that is missing, cannot be imported, or has no workflow.
+    """
+    module = load_module(file)
+    app = getattr(module, "app", None)
+    if isinstance(app, App):
+        return app
+    classes = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, WorkflowEntrypoint) and value.__module__ == module.__name__
+        and "run" in vars(value)
+    ]  # fmt: skip
+    if not classes:
+        raise PerdureError(
+            f"{file} defines no workflow: write `class Hello(perdure.WorkflowEntrypoint)` in it, or `app = perdure.App(...)`"
+        )
+    return App(classes)
+
+
+def load_module(file: str | Path) -> ModuleType:
+    """Import the Python file as a module named after it."""
+    path = Path(file).resolve()
+    if not path.is_file():
+        raise PerdureError(f"there is no file {file}")
+    name = path.stem
+    known = sys.modules.get(name)
+    if known is not None:
+        if getattr(known, "__file__", None) == str(path):
+            return known
+        name = f"perdure_user_{name}"
+    if str(path.parent) not in sys.path:
+        sys.path.insert(0, str(path.parent))
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise PerdureError(f"{file} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except PerdureError:
+        sys.modules.pop(name, None)
+        raise
+    except Exception as error:
+        sys.modules.pop(name, None)
+        raise PerdureError(f"{file} cannot be imported: {type(error).__name__}: {error}{_where(error, path)}") from error
+    return module
+
+
+def _where(error: BaseException, path: Path) -> str:
+    traceback = error.__traceback__
+    line: int | None = None
+    while traceback is not None:
+        if traceback.tb_frame.f_code.co_filename == str(path):
+            line = traceback.tb_lineno
+        traceback = traceback.tb_next
+    return f" (line {line})" if line is not None else ""
+
+
+EnvFactory = Callable[[], AbstractAsyncContextManager[Any]]

@@ -1,0 +1,168 @@
+"""How other processes reach the owner of a state folder: the inbox and the doorbell.
+
+A command is a row of the catalog; the doorbell, a datagram socket, only says that there is one.
+A row that nobody rang for is found within a second. Its sender waits for the reply, which is
+written after the command's effect is durable.
+
+Invariants:
+    Commands for one instance are carried out in the order they were sent.
+    A command whose owner died before replying is carried out by the next one, once: it is known
+    in the instance's file by its token.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import trio
+
+from perdure.engine.instance import Instance
+from perdure.engine.loop import GameLoop
+from perdure.errors import CommandError, PerdureError
+from perdure.storage.records import Key, Message, Reply
+
+logger: Final = logging.getLogger("perdure.engine")
+LOOK_S: Final = 1.0
+"""How late a command without a ring may be noticed."""
+
+
+class CreateBody(msgspec.Struct, frozen=True, kw_only=True):
+    """What `create` is sent with. `params` is JSON text."""
+
+    params: str | None = None
+    if_exists: str = "fail"
+
+
+class EventBody(msgspec.Struct, frozen=True, kw_only=True):
+    """What `send-event` is sent with. `payload` is JSON text."""
+
+    type: str
+    payload: str = "null"
+
+
+class Doorbell:
+    """A datagram socket in the state folder. Any datagram means: look into the inbox."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        path.unlink(missing_ok=True)
+        self._socket = trio.socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+
+    async def open(self) -> None:
+        """Listen."""
+        await self._socket.bind(os.fspath(self._path))
+
+    async def wait(self) -> None:
+        """Return when somebody has rung."""
+        await self._socket.recv(64)
+
+    def close(self) -> None:
+        """Stop listening and remove the socket."""
+        self._socket.close()
+        self._path.unlink(missing_ok=True)
+
+
+def ring(path: Path) -> None:
+    """Ring the doorbell at `path`; nothing happens where nobody listens."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender, contextlib.suppress(OSError):
+        sender.setblocking(False)
+        sender.sendto(b"!", os.fspath(path))
+
+
+class Inbox:
+    """Carries out the commands that other processes have left. `run` serves in a task."""
+
+    def __init__(self, runtime: Any, loop: GameLoop, doorbell: Doorbell) -> None:
+        self._runtime = runtime
+        self._loop = loop
+        self._doorbell = doorbell
+        self._queues: dict[Key, list[Message]] = {}
+        self._seen = 0
+
+    async def run(self) -> None:
+        """Serve until cancelled."""
+        with contextlib.suppress(OSError):  # without a socket, once a second has to do
+            await self._doorbell.open()
+        async with trio.open_nursery() as nursery:
+            while True:
+                self._take(nursery)
+                with trio.move_on_after(LOOK_S):
+                    try:
+                        await self._doorbell.wait()
+                    except (OSError, trio.ClosedResourceError):
+                        await trio.sleep(LOOK_S)
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._doorbell.close()
+
+    def _take(self, nursery: trio.Nursery) -> None:
+        for message in self._loop.catalog.pending():
+            if message.seq <= self._seen:
+                continue
+            self._seen = message.seq
+            key = Key(message.workflow, message.id)
+            queue = self._queues.get(key)
+            if queue is None:
+                self._queues[key] = [message]
+                nursery.start_soon(self._serve, key)
+            else:
+                queue.append(message)
+
+    async def _serve(self, key: Key) -> None:
+        queue = self._queues[key]
+        while queue:
+            message = queue[0]
+            reply = await self._carry_out(message)
+            at_ms = self._loop.host.clock.wall_ms()
+            await self._loop.writer.write(lambda catalog, m=message, r=reply: catalog.done(m.seq, r, at_ms=at_ms))  # type: ignore[misc]  # defaults bind the loop's variables
+            queue.pop(0)
+        del self._queues[key]
+
+    async def _carry_out(self, message: Message) -> Reply:
+        try:
+            value = await self._act(message)
+        except PerdureError as error:
+            return Reply(ok=False, error=type(error).__name__, message=str(error))
+        except Exception as error:
+            logger.exception("command %s for %s/%s failed", message.command, message.workflow, message.id)
+            return Reply(ok=False, error="CommandError", message=f"{message.command} failed: {error!r}")
+        return Reply(ok=True, value=value)
+
+    async def _act(self, message: Message) -> str | None:
+        key = Key(message.workflow, message.id)
+        who, token = message.actor, message.token
+        instance: Instance[Any] = Instance(key, self._loop, self._runtime.queries, None)
+        match message.command:
+            case "create":
+                return await self._create(message)
+            case "send-event":
+                event = msgspec.json.decode(message.body or "{}", type=EventBody)
+                await instance.send_event(event.type, msgspec.json.decode(event.payload), token=token)
+            case "pause":
+                await instance.pause(who=who, token=token)
+            case "resume":
+                await instance.resume(who=who, token=token)
+            case "terminate":
+                await instance.terminate(who=who, token=token)
+            case "sync":
+                await self._loop.synced(key)
+                return None
+            case other:
+                raise CommandError(f"this runtime does not know the command {other!r}: it is of another version")
+        return (await instance.status()).status
+
+    async def _create(self, message: Message) -> str:
+        body = msgspec.json.decode(message.body or "{}", type=CreateBody)
+        params = None if body.params is None else msgspec.json.decode(body.params)
+        instance = await self._runtime.create(
+            message.workflow, params=params, id=message.id, if_exists=body.if_exists
+        )
+        return str(instance.id)
+

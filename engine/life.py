@@ -1,0 +1,284 @@
+"""One instance's stretch in memory: claimed, opened, advanced, closed, written down.
+
+Each life is one task. Commands reach the instance through `use`, which keeps the file open
+while they write, and after which the life looks again whether there is something to do.
+
+Invariants:
+    The catalog marks the row open, durably, before the file is first changed.
+    Who waits for an outcome is told after it is durable, and before the file is closed.
+    A file is closed off the loop, and the catalog is told after that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from typing import Any, Final, Protocol
+
+import trio
+
+from perdure.actors.actor import Actor
+from perdure.actors.host import Host, deadline_in
+from perdure.actors.outcome import Broken, Completed, Dead, Failed, Interrupted, Outcome, Parked, Paused, Terminated
+from perdure.actors.workflow import Definition
+from perdure.engine.folder import StateFolder
+from perdure.errors import InstanceDamagedError, PerdureError, StateError, StateVersionError
+from perdure.storage.disk import Disk
+from perdure.storage.files import InstanceFile, create_file, open_file, remove_file, storage_error
+from perdure.storage.lifecycle import bear, is_born, read_state
+from perdure.storage.records import FINISHED, Birth, CatalogRow, Deadline, Durability, Key, Status, decode_birth
+from perdure.storage.writer import CatalogWriter
+
+logger: Final = logging.getLogger("perdure.engine")
+RESET_DELAY_S: Final = 5.0
+"""How long an instance rests after a failed write: a full disk does not get better at once."""
+
+
+class Owner(Protocol):
+    """What a life needs of the game loop that owns it."""
+
+    folder: StateFolder
+    disk: Disk
+    durability: Durability
+    host: Host
+    writer: CatalogWriter
+    worker: int
+    env: Any
+
+    def quiet(self, actor: Actor) -> None:
+        """All of the actor is parked."""
+        ...
+
+    def announce(self, key: Key, outcome: Outcome) -> None:
+        """The outcome is durable."""
+        ...
+
+
+class Life:
+    """One instance in memory. `opened` and `closed` are events; `error` says why opening failed."""
+
+    def __init__(self, key: Key, owner: Owner, definition: Definition | None) -> None:
+        self.key = key
+        self.actor: Actor | None = None
+        self.file: InstanceFile | None = None
+        self.opened = trio.Event()
+        self.closed = trio.Event()
+        self.error: PerdureError | None = None
+        self.ending = False
+        self.crashes = 0
+        self.quiet_timer_set = False
+        self._owner = owner
+        self._definition = definition
+        self._users = 0
+        self._unused = trio.Event()
+        self._touched = False
+        self._shutting_down = False
+
+    # -- from birth to rest ----------------------------------------------------------------
+
+    async def live(self, row: CatalogRow, *, epoch: int | None) -> None:
+        """Live from the claim to the closing of the file. `epoch` is given where it is claimed already."""
+        try:
+            try:
+                await self._open(row, epoch)
+            except PerdureError as error:
+                await self._failed_to_open(error)
+                return
+            self.opened.set()
+            outcome = await self._advance()
+            await self._rest(outcome)
+        except Exception as error:  # a defect of ours: this instance is parked, the others go on
+            logger.exception("%s met an internal error", self.key)
+            self.error = PerdureError(f"{self.key} met an internal error: {error!r}")
+            with trio.CancelScope(shield=True):
+                await self._settle("dead", f"internal error: {error!r}", None, None, None, None)
+        finally:
+            self.ending = True
+            self.opened.set()
+            with trio.CancelScope(shield=True):
+                await self._close()
+            self.closed.set()
+
+    async def _open(self, row: CatalogRow, epoch: int | None) -> None:
+        owner = self._owner
+        if epoch is None:
+            epoch = await owner.writer.write(lambda catalog: catalog.claim(self.key, owner.worker))
+        birth = decode_birth(row.birth)
+        self.file = await self._file(birth)
+        self.file.owner = self.key
+        if birth is not None and not is_born(self.file):
+            bear(self.file, owner.host.gate, birth, row.params, epoch=epoch)
+        self.actor = Actor(self._definition, self.file, owner.host, owner.env, on_quiet=owner.quiet)
+        if self.actor.lifecycle.state.epoch != epoch:
+            self.actor.lifecycle.own(epoch)
+        if birth is not None and birth.event_type is not None and birth.event_payload is not None:
+            self.actor.receive(birth.event_type, birth.event_payload, token=f"birth-{birth.incarnation}")
+        self.crashes = row.crashes
+        if row.crashes >= owner.host.limits.crashes_max and self.actor.lifecycle.state.status not in FINISHED:
+            self.actor.declare_dead(
+                f"its process died {row.crashes} times in a row with nothing recorded between; `resume` tries it again"
+            )
+        if self._shutting_down:
+            self.actor.shut_down()
+
+    async def _file(self, birth: Birth | None) -> InstanceFile:
+        """Open the file; make it where it has still to be born, in the place of another incarnation."""
+        owner = self._owner
+        path = owner.folder.instance(self.key)
+        if birth is None:
+            return open_file(path, disk=owner.disk, durability=owner.durability)
+        if path.exists():
+            file = open_file(path, disk=owner.disk, durability=owner.durability)
+            if not is_born(file) or read_state(file).incarnation == birth.incarnation:
+                return file
+            await trio.to_thread.run_sync(file.close)
+            await trio.to_thread.run_sync(remove_file, path)
+        durable = owner.durability == "full"
+        try:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(lambda: create_file(path, disk=owner.disk, durable=durable))
+        except OSError as error:
+            raise storage_error(error, path) from error
+        return open_file(path, disk=owner.disk, durability=owner.durability)
+
+    async def _advance(self) -> Outcome:
+        """Advance until the outcome stands and no command has come in the meantime."""
+        actor = self.actor
+        assert actor is not None
+        while True:
+            outcome = await actor.advance()
+            self._touched = False
+            while self._users:
+                self._unused = trio.Event()
+                await self._unused.wait()
+            if isinstance(outcome, Broken) or not self._touched:
+                return outcome
+
+    async def _rest(self, outcome: Outcome) -> None:
+        """Make the outcome durable, tell it, close the file, write it into the catalog."""
+        owner = self._owner
+        actor, file = self.actor, self.file
+        assert actor is not None
+        assert file is not None
+        self.ending = True
+        with trio.CancelScope(shield=True):
+            if not isinstance(outcome, Broken):
+                try:
+                    await owner.host.gate.passed(file)
+                except PerdureError as error:
+                    outcome = Broken(error=error)
+            if not isinstance(outcome, Broken | Interrupted):
+                owner.announce(self.key, outcome)
+            status, reason, wake = self._summary(outcome, actor)
+            state = actor.lifecycle.state
+            await self._close()
+            await self._settle(status, reason, wake, state.started_at_ms, state.ended_at_ms, state.version)
+
+    def _summary(self, outcome: Outcome, actor: Actor) -> tuple[Status, str | None, Deadline | None]:
+        clock = self._owner.host.clock
+        match outcome:
+            case Completed():
+                return "complete", None, None
+            case Failed():
+                return "errored", None, None
+            case Terminated():
+                return "terminated", None, None
+            case Paused():
+                return "paused", None, None
+            case Dead(reason=reason):
+                return "dead", reason, None
+            case Parked(wake=wake, reason=reason):
+                if self._definition is None:
+                    return actor.lifecycle.state.status, "no class for it in the process that had it", deadline_in(clock, 0)
+                return "waiting", reason, wake
+            case Interrupted():
+                return "running", "its runtime ended", deadline_in(clock, 0)
+            case Broken(error=InstanceDamagedError() as error):
+                logger.error("%s is damaged: %s", self.key, error)
+                return "dead", str(error), None
+            case Broken(error=error):
+                logger.error("%s was reset: %s", self.key, error)
+                return "running", str(error), deadline_in(clock, RESET_DELAY_S)
+
+    async def _settle(
+        self, status: Status, reason: str | None, wake: Deadline | None, started_at_ms: int | None,
+        ended_at_ms: int | None, version: str | None,
+    ) -> None:  # fmt: skip
+        key = self.key
+        try:
+            await self._owner.writer.write(
+                lambda catalog: catalog.settle(
+                    key, status, reason=reason, started_at_ms=started_at_ms, ended_at_ms=ended_at_ms, wake=wake,
+                    version=version,
+                )
+            )  # fmt: skip
+        except StateError as error:  # the row stays marked open, so that the next start looks at the file
+            logger.error("%s is at rest, and the catalog could not be told: %s", key, error)
+
+    async def _failed_to_open(self, error: PerdureError) -> None:
+        """Report an instance whose file cannot be used; the others go on."""
+        self.error = error
+        self.ending = True
+        logger.error("%s cannot be opened: %s", self.key, error)
+        with trio.CancelScope(shield=True):
+            if isinstance(error, InstanceDamagedError | StateVersionError):
+                await self._settle("dead", str(error), None, None, None, None)
+            else:
+                wake = deadline_in(self._owner.host.clock, RESET_DELAY_S)
+                await self._settle_reset(str(error), wake)
+
+    async def _settle_reset(self, reason: str, wake: Deadline) -> None:
+        key = self.key
+        try:
+            await self._owner.writer.write(lambda catalog: catalog.postpone(key, reason=reason, wake=wake))
+        except StateError as error:
+            logger.error("%s could not be postponed: %s", key, error)
+
+    async def _close(self) -> None:
+        file, self.file = self.file, None
+        if file is None:
+            return
+        await self._owner.host.gate.release(file)
+        try:
+            await trio.to_thread.run_sync(file.close)
+        except Exception as error:  # a failed checkpoint leaves the WAL, which the next owner reads
+            logger.error("%s was not closed cleanly: %s", self.key, error)
+
+    # -- commands --------------------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def use(self) -> AsyncIterator[Actor]:
+        """Yield the actor with its file open; what is written inside is durable on leaving.
+
+        Raises the error with which opening failed. Only while not `ending`.
+        """
+        self._users += 1
+        try:
+            await self.opened.wait()
+            if self.error is not None:
+                raise self.error
+            actor, file = self.actor, self.file
+            assert actor is not None
+            assert file is not None
+            self._touched = True
+            yield actor
+            await self._owner.host.gate.passed(file)
+        finally:
+            self._touched = True
+            self._users -= 1
+            if self._users == 0:
+                self._unused.set()
+
+    async def synced(self) -> None:
+        """Return when all that the instance has written so far may be seen outside (law 2)."""
+        file = self.file
+        if file is not None:
+            await self._owner.host.gate.passed(file)
+
+    def shut_down(self) -> None:
+        """End this life because the runtime is ending."""
+        self._shutting_down = True
+        if self.actor is not None:
+            self.actor.shut_down()
+

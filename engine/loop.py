@@ -1,0 +1,310 @@
+"""The game loop: one per process, it owns every instance that is warm here.
+
+A tick takes what has arrived (creations, events, commands, due wake-ups) and starts every
+instance that can move: sleepers first, oldest wake-up first, then the queue. trio then lets
+every ready task run; the gate commits what they wrote, makes it durable, and lets out what
+waited for that.
+
+Invariants:
+    An instance has at most one life at a time.
+    What is not in memory stands in the catalog with the moment at which it can move again.
+    No more instances are warm than `warm_max`; more work waits in the queue.
+"""
+
+from __future__ import annotations
+
+import collections
+import logging
+from collections.abc import Callable
+from typing import Any, Final
+
+import trio
+
+from perdure.actors.actor import Actor
+from perdure.actors.host import Host, deadline_in
+from perdure.actors.outcome import Outcome
+from perdure.engine.app import App
+from perdure.engine.folder import StateFolder
+from perdure.engine.life import Life
+from perdure.errors import InstanceNotFoundError, RuntimeClosedError
+from perdure.storage.catalog import Catalog
+from perdure.storage.disk import Disk
+from perdure.storage.files import InstanceFile
+from perdure.storage.records import CatalogRow, Deadline, Durability, Key
+from perdure.storage.writer import CatalogWriter
+
+logger: Final = logging.getLogger("perdure.engine")
+OUTCOMES_KEPT: Final = 1_000
+"""Outcomes remembered for `result()`, so that it need not open the file that was just closed."""
+DUE_MAX: Final = 1_000
+"""Wake-ups taken from the catalog in one tick."""
+
+
+class GameLoop:
+    """All instances of one process. `run` serves in a task; the rest is called by the runtime."""
+
+    def __init__(
+        self, *, folder: StateFolder, app: App, disk: Disk, durability: Durability, host: Host, catalog: Catalog,
+        writer: CatalogWriter, worker: int, env: Any,
+    ) -> None:  # fmt: skip
+        self.folder = folder
+        self.app = app
+        self.disk = disk
+        self.durability: Durability = durability
+        self.host = host
+        self.catalog = catalog
+        self.writer = writer
+        self.worker = worker
+        self.env = env
+        self.lives: dict[Key, Life] = {}
+        self.ticks = 0
+        self.closing = False
+        self._outcomes: collections.OrderedDict[Key, Outcome] = collections.OrderedDict()
+        self._changes: dict[Key, trio.Event] = {}
+        self._ring = trio.Event()
+        self._nursery: trio.Nursery | None = None
+        self._next: Any = None
+
+    # -- the loop --------------------------------------------------------------------------
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until cancelled: recover what was open, then tick."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            await self._recover()
+            task_status.started()
+            while True:
+                self._ring = trio.Event()
+                self.ticks += 1
+                self._tick()
+                await self._ring.wait()
+
+    def ring(self) -> None:
+        """Have the next tick come at once."""
+        self._ring.set()
+
+    async def _recover(self) -> None:
+        """Take up what a process that died had open (law 4)."""
+        rows = self.catalog.opened()
+        if not rows:
+            return
+        await self.writer.write(lambda catalog: catalog.crashed())
+        for row in self.catalog.opened():
+            if row.workflow in self.app.definitions:
+                self.begin(row)
+            else:
+                await self._lay_aside(row)
+
+    async def _lay_aside(self, row: CatalogRow) -> None:
+        """Mark as movable, once its class is here, an instance that this process cannot run."""
+        wake = deadline_in(self.host.clock, 0)
+        reason = f"no class {row.workflow} in the process that has the folder"
+        await self.writer.write(lambda catalog: catalog.postpone(row.key, reason=reason, wake=wake))
+
+    def _tick(self) -> None:
+        if self.closing:
+            return
+        known = self.app.definitions
+        clock = self.host.clock
+        room = self._room()
+        if room > 0 and known:
+            rows = self.catalog.due(boot_ms=clock.boot_ms(), wall_ms=clock.wall_ms(), workflows=known, limit=min(room, DUE_MAX))
+            room -= self._begin_all(rows)
+        if room > 0 and known:
+            batch = min(room, self.host.limits.claim_batch_max)
+            self._begin_all(self.catalog.queued(clock.wall_ms(), known, batch))
+        self._schedule()
+
+    def _begin_all(self, rows: list[CatalogRow]) -> int:
+        fresh = [row for row in rows if row.key not in self.lives]
+        for row in fresh:
+            self.begin(row)
+        return len(fresh)
+
+    def _room(self) -> int:
+        """Return how many more instances may become warm; asks parked ones to make way where there is none."""
+        limits = self.host.limits
+        room = limits.warm_max - len(self.lives)
+        if room <= 0:
+            self._make_way()
+        return min(room, limits.running_max - self.busy)
+
+    @property
+    def busy(self) -> int:
+        """How many warm instances have something to do."""
+        return sum(1 for life in self.lives.values() if life.actor is None or not life.actor.is_idle)
+
+    def _make_way(self) -> None:
+        parked = [life.actor for life in self.lives.values() if life.actor is not None and life.actor.is_parked]
+        parked.sort(key=lambda actor: actor.last_active_ms)
+        for actor in parked[: max(1, len(parked) // 8)]:
+            actor.hibernate()
+
+    def _schedule(self) -> None:
+        """Set the timer for the next instance in the catalog that can move."""
+        if self._next is not None:
+            self._next.cancel()
+            self._next = None
+        if self._room() <= 0:
+            return  # the end of a life rings
+        boot_ms, wall_ms = self.catalog.next_moves(self.app.definitions)
+        clock = self.host.clock
+        moves: list[Deadline] = []
+        if boot_ms is not None:
+            moves.append(Deadline(wall_ms=0, boot_ms=boot_ms, boot=clock.boot))
+        if wall_ms is not None:
+            moves.append(Deadline(wall_ms=wall_ms))
+        timers = [self.host.timers.at(move, self.ring) for move in moves if not self._is_starting(move)]
+        self._next = _All(timers)
+
+    def _is_starting(self, move: Deadline) -> bool:
+        """Whether the row that is due already belongs to a life that has not marked it open yet."""
+        return bool(self.lives) and any(not life.opened.is_set() for life in self.lives.values()) and (
+            (move.boot_ms is not None and move.boot_ms <= self.host.clock.boot_ms())
+            or (move.boot_ms is None and move.wall_ms <= self.host.clock.wall_ms())
+        )  # fmt: skip
+
+    # -- lives -----------------------------------------------------------------------------
+
+    def begin(self, row: CatalogRow, *, epoch: int | None = None) -> Life:
+        """Start a life for the instance of `row`; with `epoch` where it is claimed already."""
+        if self._nursery is None or self.closing:
+            raise RuntimeClosedError("the runtime is ending and starts nothing more")
+        life = Life(row.key, self, self.app.definitions.get(row.workflow))
+        self.lives[row.key] = life
+        self._outcomes.pop(row.key, None)
+        self._nursery.start_soon(self._live, life, row, epoch)
+        return life
+
+    async def _live(self, life: Life, row: CatalogRow, epoch: int | None) -> None:
+        try:
+            await life.live(row, epoch=epoch)
+        finally:
+            if self.lives.get(life.key) is life:
+                del self.lives[life.key]
+            self.changed(life.key)
+            self.ring()
+
+    def quiet(self, actor: Actor) -> None:
+        """All of an actor is parked: look again after the grace time whether it may hibernate."""
+        life = self.lives.get(actor.key)
+        if life is None or life.quiet_timer_set:
+            return
+        life.quiet_timer_set = True
+        grace = deadline_in(self.host.clock, self.host.limits.idle_grace_s)
+        self.host.timers.at(grace, lambda: self._look_at(life))
+
+    def _look_at(self, life: Life) -> None:
+        life.quiet_timer_set = False
+        actor = life.actor
+        if life.ending or actor is None or not actor.is_idle:
+            return
+        idle_s = (self.host.clock.boot_ms() - actor.last_active_ms) / 1000
+        if idle_s + 0.001 < self.host.limits.idle_grace_s:
+            self.quiet(actor)
+        elif actor.is_parked:
+            actor.hibernate()
+        else:
+            actor.tell_what_keeps_it_warm()
+            self.quiet(actor)
+
+    # -- what changed ----------------------------------------------------------------------
+
+    def announce(self, key: Key, outcome: Outcome) -> None:
+        """Remember a durable outcome and tell those who wait for the instance."""
+        self._outcomes[key] = outcome
+        while len(self._outcomes) > OUTCOMES_KEPT:
+            self._outcomes.popitem(last=False)
+        self.changed(key)
+
+    def outcome(self, key: Key) -> Outcome | None:
+        """Return the last outcome of an instance where it is remembered."""
+        return self._outcomes.get(key)
+
+    def changed(self, key: Key) -> None:
+        """Wake whoever waits for a change of the instance."""
+        event = self._changes.pop(key, None)
+        if event is not None:
+            event.set()
+
+    def change_of(self, key: Key) -> trio.Event:
+        """Return an event that is set at the next change of the instance."""
+        return self._changes.setdefault(key, trio.Event())
+
+    def committed(self, file: InstanceFile) -> None:
+        """A file was committed: those who follow the instance look again."""
+        key = file.owner
+        if isinstance(key, Key):
+            self.changed(key)
+            life = self.lives.get(key)
+            if life is not None and life.crashes and life.actor is not None and life.actor.journal.progress:
+                life.crashes = 0
+                assert self._nursery is not None
+                self._nursery.start_soon(self.writer.write, lambda catalog: catalog.forgive(key))
+
+    def failed(self, file: InstanceFile, _error: Exception) -> None:
+        """A file's commit or sync failed: reset its actor."""
+        if isinstance(file.owner, Key):
+            life = self.lives.get(file.owner)
+            if life is not None and life.actor is not None:
+                life.actor.break_off()
+
+    # -- commands --------------------------------------------------------------------------
+
+    async def command(self, key: Key, act: Callable[[Actor], None]) -> None:
+        """Have `act` write to an instance, warm or not, and return when that is durable.
+
+        Raises `InstanceNotFoundError`, what `act` raises, and what opening the file raises.
+        """
+        while True:
+            life = self.lives.get(key) or self.begin(self.require(key))
+            if life.ending:
+                await life.closed.wait()
+                continue
+            async with life.use() as actor:
+                act(actor)
+            return
+
+    async def closed(self, key: Key) -> None:
+        """Return when the instance has left memory."""
+        life = self.lives.get(key)
+        if life is not None:
+            await life.closed.wait()
+
+    async def synced(self, key: Key) -> None:
+        """Return when all that the instance has written may be seen outside."""
+        life = self.lives.get(key)
+        if life is not None:
+            await life.synced()
+
+    def require(self, key: Key) -> CatalogRow:
+        """Return an instance's row. Raises `InstanceNotFoundError`."""
+        row = self.catalog.find(key)
+        if row is None:
+            raise InstanceNotFoundError(
+                f"there is no instance {key} in {self.folder.root}; `perdure list` shows those there are",
+                workflow=key.workflow,
+                instance_id=key.id,
+            )
+        return row
+
+    # -- the end ---------------------------------------------------------------------------
+
+    async def shut_down(self) -> None:
+        """Stop every life and return when all files are closed."""
+        self.closing = True
+        for life in list(self.lives.values()):
+            life.shut_down()
+        for life in list(self.lives.values()):
+            await life.closed.wait()
+
+
+class _All:
+    """Several timers as one."""
+
+    def __init__(self, timers: list[Any]) -> None:
+        self._timers = timers
+
+    def cancel(self) -> None:
+        for timer in self._timers:
+            timer.cancel()

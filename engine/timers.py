@@ -1,0 +1,101 @@
+"""Timers of everything that is warm: two heaps, one for each clock.
+
+A deadline with a boot clock of this boot waits in one heap; one that follows the wall clock, in
+the other, which is looked at once a second at least, so that a clock that was set is noticed.
+
+Invariants:
+    A callback is called once, in the loop, not before its deadline.
+    A cancelled timer is never called.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+from typing import Final, Protocol
+
+import trio
+
+from perdure.actors.host import Clock
+from perdure.storage.records import Deadline
+
+WALL_LOOK_MS: Final = 1_000
+"""How late a set wall clock may be noticed."""
+
+
+class WaitingClock(Clock, Protocol):
+    """A clock that can also be waited on."""
+
+    async def wait(self, delay_ms: float | None, changed: trio.Event) -> None:
+        """Return after `delay_ms`, or when `changed` is set."""
+        ...
+
+
+class Timer:
+    """One timer. `cancel` unsets it."""
+
+    __slots__ = ("callback",)
+
+    def __init__(self, callback: Callable[[], None]) -> None:
+        self.callback: Callable[[], None] | None = callback
+
+    def cancel(self) -> None:
+        """Unset the timer. Harmless when it has fired."""
+        self.callback = None
+
+
+class TimerQueue:
+    """The timers of one runtime. `run` serves them in a task."""
+
+    def __init__(self, clock: WaitingClock) -> None:
+        self._clock = clock
+        self._boot: list[tuple[int, int, Timer]] = []
+        self._wall: list[tuple[int, int, Timer]] = []
+        self._number = 0
+        self._changed = trio.Event()
+
+    def at(self, deadline: Deadline, callback: Callable[[], None]) -> Timer:
+        """Call `callback` once `deadline` has come."""
+        timer = Timer(callback)
+        self._number += 1
+        if deadline.boot_ms is not None and deadline.boot == self._clock.boot:
+            heap, due_ms = self._boot, deadline.boot_ms
+        else:
+            heap, due_ms = self._wall, deadline.wall_ms
+        heapq.heappush(heap, (due_ms, self._number, timer))
+        if heap[0][2] is timer:
+            self._changed.set()
+        return timer
+
+    async def run(self) -> None:
+        """Serve for ever."""
+        while True:
+            self._changed = trio.Event()
+            delay_ms = self._fire()
+            await self._clock.wait(delay_ms, self._changed)
+
+    def _fire(self) -> float | None:
+        """Call what is due and return how long the next timer is off, in milliseconds."""
+        boot_left = self._fire_heap(self._boot, self._clock.boot_ms())
+        wall_left = self._fire_heap(self._wall, self._clock.wall_ms())
+        if wall_left is not None:
+            wall_left = min(wall_left, WALL_LOOK_MS)
+        return min((left for left in (boot_left, wall_left) if left is not None), default=None)
+
+    def _fire_heap(self, heap: list[tuple[int, int, Timer]], now_ms: int) -> int | None:
+        while heap:
+            due_ms, _, timer = heap[0]
+            if timer.callback is None:
+                heapq.heappop(heap)
+                continue
+            if due_ms > now_ms:
+                return due_ms - now_ms
+            heapq.heappop(heap)
+            callback, timer.callback = timer.callback, None
+            callback()
+        return None
+
+    @property
+    def waiting(self) -> int:
+        """How many timers are set, cancelled ones that are still queued included."""
+        return len(self._boot) + len(self._wall)
