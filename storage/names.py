@@ -4,16 +4,16 @@ Pure functions over text; nothing here looks at a disk, and anyone may call them
 is part of the format on disk: changing it strands the files that exist.
 
 Invariants:
-    Two different ids never share a file name, nor two workflows a folder, even where the file
-    system folds case or normalises Unicode.
+    Two different ids never share a file name, even where the file system folds case or normalises
+    Unicode; nor do two workflows share a folder whose names differ in more than case.
     What is returned is ASCII, at most `FILE_NAME_BYTES_MAX` bytes, and reserved on no platform.
     A good name costs one match of a compiled expression; only a refused one costs more.
 
 Case-folding and normalising both leave the lower-case ASCII letters alone, so a stem is made of
 those and everything else, capitals included, is spelled as the bytes of its UTF-8 form. A workflow's
 name is nearly always a class in CapWords; spelling its capitals so would make it unreadable, so its
-folder keeps the name and says behind a `~` which letters are capitals. `~` and `%` are no
-characters of their own in either alphabet, which is what makes the two marks unambiguous.
+folder keeps the name, and two names that differ in case alone are refused by the `App` that would
+hold both. `~` and `%` are no characters of their own in either alphabet, so the marks are unambiguous.
 """
 
 from __future__ import annotations
