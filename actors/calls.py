@@ -92,7 +92,7 @@ class StepCall(Generic[T]):
     def error(self, step: Step) -> BaseException:
         """Return the error of a failed step, restored."""
         assert step.error is not None
-        return restore_failure(step.error, step=step.name, attempt=step.attempt)
+        return restore_failure(step.error, step=step.name, attempt=step.attempt, codec=self.run.host.codec)
 
     def _refuse_other_kind(self) -> None:
         other = self.run.journal.other_kind(self.name, self.count)

@@ -29,6 +29,7 @@ from perdure.actors.retry import DEFAULT_CONFIG, StepConfig, backoff_delay_s, ba
 from perdure.actors.run import Run
 from perdure.errors import (
     DivergenceError,
+    EncodingError,
     InvalidArgumentError,
     NonRetryableError,
     PerdureWarning,
@@ -230,7 +231,7 @@ class DoCall(StepCall[T]):
         try:
             stored, decoded = self.coder.record(value)
         except InvalidArgumentError as error:
-            return await self._failed(step, error)
+            return await self._failed(step, self._withheld(error))
         self.run.journal.complete(step, stored, at_ms=self.run.host.clock.wall_ms())
         if self.args:
             self._report_mutated_arguments()
@@ -260,6 +261,13 @@ class DoCall(StepCall[T]):
                 return AGAIN
         run.journal.end(step, "failed", at_ms=run.host.clock.wall_ms(), error=self._describe(step, final))
         return None
+
+    def _withheld(self, error: InvalidArgumentError) -> InvalidArgumentError:
+        """Return the error without the value it quotes, where that is sensitive."""
+        if self.config.sensitive not in ("output", "both"):
+            return error
+        path = getattr(error, "path", "$")
+        return EncodingError(f"the result of step {self.name!r} cannot be stored as it is (sensitive, so not shown)", path=path)
 
     def _cancelled(self, step: Step) -> None:
         """Record that the attempt was cancelled: by the user, or by a runtime that is ending."""
@@ -302,7 +310,7 @@ class DoCall(StepCall[T]):
                 f"step {self.name!r} is recorded with other arguments than run() gives it now; its recorded result is"
                 " used",
                 recorded=f"input digest {self.record.input_digest if self.record else None}",
-                requested=f"input {self.input if self.input is not None else self.digest}",
+                requested=f"input digest {self.digest}",
             ),
             serious=False,
         )

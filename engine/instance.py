@@ -6,8 +6,8 @@ any number of its stretches in memory.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator
 from datetime import UTC, datetime
 from typing import Any, Final, Generic, TypeVar
 
@@ -144,12 +144,19 @@ class Instance(Generic[R]):
             return rows
         return [msgspec.convert(row.as_dict(), as_, strict=False) for row in rows]
 
+    @contextlib.asynccontextmanager
     async def sql_stream(
         self, query: str, *bindings: Any, timeout: Duration = "30 seconds"
-    ) -> AbstractAsyncContextManager[RowStream]:
-        """As `sql`, row by row with bounded memory: `async with await i.sql_stream(...) as rows: async for row in rows`."""
+    ) -> AsyncGenerator[RowStream, None]:
+        """As `sql`, row by row with bounded memory.
+
+        >>> # async with instance.sql_stream("SELECT * FROM steps") as rows:
+        >>> #     async for row in rows: ...
+        """
         path, immutable = await self._readable()
-        return self._queries.stream(path, query, bindings, timeout_s=seconds(timeout), immutable=immutable)
+        timeout_s = seconds(timeout)
+        async with self._queries.stream(path, query, bindings, timeout_s=timeout_s, immutable=immutable) as rows:
+            yield rows
 
     async def history(self, *, after: int = 0) -> list[HistoryEntry]:
         """Return the story of the instance in order, from behind the commit `after`."""
@@ -255,7 +262,7 @@ class Instance(Generic[R]):
                 annotation = Any if self._definition is None else self._definition.result
                 return self._loop.host.codec.coder(annotation).decode(output)
             case Failed(error=text):
-                cause = restore_failure(text, step="", attempt=0)
+                cause = restore_failure(text, step="", attempt=0, codec=self._loop.host.codec)
                 kind, message = failure_summary(text)
                 raise InstanceFailedError(f"{self.key} failed: {kind}: {message}", **names) from cause
             case Terminated():

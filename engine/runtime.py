@@ -25,6 +25,7 @@ from perdure.actors.step import WorkflowStep
 from perdure.actors.workflow import Definition, WorkflowEvent
 from perdure.engine.app import App
 from perdure.engine.clock import SystemClock
+from perdure.engine.descriptors import fit
 from perdure.engine.folder import StateFolder
 from perdure.engine.inbox import Doorbell, Inbox
 from perdure.engine.instance import Instance
@@ -250,8 +251,7 @@ async def open_runtime(
     app = (app or App(env=env, limits=limits)).with_workflows(workflows)
     if env is not None:
         app.env = env
-    if limits is not None:
-        app.limits = limits
+    app.limits = fit(limits if limits is not None else app.limits)
     folder = StateFolder(path)
     folder.prepare()
     clock = clock or SystemClock()

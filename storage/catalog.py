@@ -60,7 +60,8 @@ NEXT_WAKE_AT: Final = """
     WHERE wake_at IS NOT NULL AND wake_boot IS NULL AND open = 0 AND workflow IN (SELECT value FROM json_each(?))"""
 OPENED: Final = f"SELECT {COLUMNS} FROM _perdure_instances WHERE open = 1 ORDER BY created_at"
 CLAIM: Final = """
-    UPDATE _perdure_instances SET owner = ?, epoch = epoch + 1, open = 1
+    UPDATE _perdure_instances SET owner = ?, epoch = epoch + 1, open = 1,
+        status = CASE WHEN status IN ('queued', 'waiting') THEN 'running' ELSE status END
     WHERE workflow = ? AND id = ? RETURNING epoch"""
 SETTLE: Final = """
     UPDATE _perdure_instances SET status = ?, reason = ?, birth = NULL, params = NULL, started_at = ?, ended_at = ?,
