@@ -134,7 +134,7 @@ class Actor:
         if self._ending == "shutdown":
             return Interrupted()
         if self._definition is None:
-            return self._parked()
+            return self.waits()
         if state.started_at_ms is None:
             self.lifecycle.started(self._host.clock.wall_ms())
         else:
@@ -247,12 +247,12 @@ class Actor:
             case "broken":
                 return Broken(error=self.file.failure or StateError("the instance was reset"))
             case "hibernate":
-                return self._settle(self._parked())
+                return self._settle(self.waits())
             case _:
                 return self._settle(Interrupted())
 
-    def _parked(self) -> Parked:
-        """Return what the instance waits for, as its journal has it."""
+    def waits(self) -> Parked:
+        """Return what the instance waits for, as its journal has it: until when, and in words."""
         waiting = self.journal.waiting()
         wakes = [step.wake for step in waiting if step.wake is not None]
         names = ", ".join(f"{step.kind} {step.name!r}" for step in waiting[:3] if step.kind != "race")

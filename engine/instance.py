@@ -117,8 +117,12 @@ class Instance(Generic[R]):
         life = self._loop.lives.get(self.key)
         row = self._loop.require(self.key)
         if life is not None and life.actor is not None and life.file is not None:
-            state = life.actor.lifecycle.state
-            return _status(life.actor.status, state.reason, state.error, state)
+            state, status = life.actor.lifecycle.state, life.actor.status
+            if status != "waiting":
+                return _status(status, state.reason, state.error, state)
+            waits = life.actor.waits()
+            wake_ms = waits.wake.wall_ms if waits.wake else None
+            return _status(status, state.reason or waits.reason, state.error, state, wake_at_ms=wake_ms)
         if row.birth is None:
             try:
                 state = await self._peek()

@@ -218,6 +218,7 @@ class Runtime:
         functions = loop.host.functions.statistics()
         return not (
             loop.busy or loop.host.gate.busy or loop.writer.busy or functions.threads_busy or functions.asyncio_busy
+            or self.queries.statistics().threads_busy
         )  # fmt: skip
 
     def statistics(self) -> RuntimeStatistics:
