@@ -31,6 +31,7 @@ from perdure.errors import (
     InvalidArgumentError,
     OpenStepError,
     PerdureError,
+    RunTimeoutError,
     StateError,
 )
 from perdure.storage.failure import describe_failure
@@ -153,9 +154,13 @@ class Actor:
 
     async def _run_once(self, definition: Definition) -> Outcome | None:
         """Call `run()` once from the top; None where it was stopped to be replayed."""
+        timeout = self.lifecycle.state.timeout
+        if timeout is not None and remaining_ms(self._host.clock, timeout) <= 0:
+            return self._settle(self._expired())
         self.journal.load()
         self.mailbox.forget_waits()
         run = self._run = self._new_run(definition)
+        expiry = None if timeout is None else self._host.timers.at(timeout, lambda: run.stop("expire"))
         self.mailbox.match()
         error: BaseException | None = None
         value: Any = None
@@ -169,6 +174,8 @@ class Actor:
         finally:
             run.over = True
             self._run = None
+            if expiry is not None:
+                expiry.cancel()
         if run.stopping is not None:
             return self._stopped(run)
         if error is None:
@@ -244,6 +251,8 @@ class Actor:
                 return None if self.lifecycle.state.status == "running" else self._settle(Paused())
             case "terminate":
                 return self._settle(Terminated())
+            case "expire":
+                return self._settle(self._expired())
             case "broken":
                 return Broken(error=self.file.failure or StateError("the instance was reset"))
             case "hibernate":
@@ -251,10 +260,19 @@ class Actor:
             case _:
                 return self._settle(Interrupted())
 
+    def _expired(self) -> Failed:
+        self.journal.cancel_open(at_ms=self._host.clock.wall_ms())
+        error = RunTimeoutError(
+            f"{self.key} took longer than its timeout", workflow=self.key.workflow, instance_id=self.key.id
+        )
+        return Failed(error=describe_failure(error, self._host.codec))
+
     def waits(self) -> Parked:
         """Return what the instance waits for, as its journal has it: until when, and in words."""
         waiting = self.journal.waiting()
         wakes = [step.wake for step in waiting if step.wake is not None]
+        if self.lifecycle.state.timeout is not None:
+            wakes.append(self.lifecycle.state.timeout)
         names = ", ".join(f"{step.kind} {step.name!r}" for step in waiting[:3] if step.kind != "race")
         clock = self._host.clock
         return Parked(wake=min(wakes, key=lambda wake: remaining_ms(clock, wake), default=None), reason=names)
@@ -269,6 +287,7 @@ class Actor:
             case Failed(error=error):
                 life.end("errored", at_ms=at_ms, error=error)
             case Terminated():
+                self.journal.cancel_open(at_ms=at_ms)
                 life.end("terminated", at_ms=at_ms)
             case Paused():
                 life.set_status("paused", paused_at_ms=life.state.paused_at_ms or at_ms)

@@ -22,7 +22,7 @@ import trio
 
 from perdure.actors.calls import StepCall, caller
 from perdure.actors.host import TimerHandle, deadline_in
-from perdure.actors.run import EXPIRED, Run
+from perdure.actors.run import ENDING, EXPIRED, Run
 from perdure.errors import WorkflowCodeError
 from perdure.storage.journal import Step
 
@@ -154,7 +154,7 @@ class RaceCall(StepCall[tuple[str, T]]):
                 for who, part in self.parts.items():
                     nursery.start_soon(compete, who, part)
         except BaseException as error:
-            if step.status == "waiting" and run.stopping in (None, "terminate") and _is_cancellation(error):
+            if step.status == "waiting" and run.stopping in ENDING and _is_cancellation(error):
                 run.journal.end(step, "cancelled", at_ms=run.host.clock.wall_ms(), error=None)
             raise (_only(error) if isinstance(error, BaseExceptionGroup) else error) from None
         await run.recorded()

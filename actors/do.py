@@ -26,7 +26,7 @@ from perdure.actors.calls import StepCall
 from perdure.actors.context import CURRENT, StepContext, StepName
 from perdure.actors.host import deadline_in
 from perdure.actors.retry import DEFAULT_CONFIG, StepConfig, backoff_delay_s, base_delay_s, config_json
-from perdure.actors.run import Run
+from perdure.actors.run import ENDING, Run
 from perdure.errors import (
     DivergenceError,
     EncodingError,
@@ -278,7 +278,7 @@ class DoCall(StepCall[T]):
         if run.stopping == "shutdown":
             if step.status == "running":
                 self._interrupted(step, at_ms)
-        elif run.stopping in (None, "terminate"):
+        elif run.stopping in ENDING:
             run.journal.end(step, "cancelled", at_ms=at_ms, error=None)
 
     def _interrupted(self, step: Step, at_ms: int) -> None:

@@ -39,7 +39,10 @@ FAR_S: Final = 1e17
 EXPIRED: ContextVar[tuple[trio.CancelScope, ...]] = ContextVar("perdure_expired_deadlines", default=())
 """The scopes of durable deadlines that struck in an earlier run, around the task that looks."""
 
-Stop = Literal["replay", "hibernate", "pause", "terminate", "shutdown", "broken"]
+Stop = Literal["replay", "hibernate", "pause", "terminate", "expire", "shutdown", "broken"]
+
+ENDING: Final = (None, "terminate", "expire")
+"""Whether a cancelled call is over for good: by the user's own scope (None), or with the instance."""
 
 
 class Leaf:

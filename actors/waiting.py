@@ -21,7 +21,7 @@ import trio
 from perdure.actors.calls import StepCall
 from perdure.actors.host import deadline_in, remaining_ms
 from perdure.actors.mailbox import Wait, delivered, wait_detail
-from perdure.actors.run import Run
+from perdure.actors.run import ENDING, Run
 from perdure.errors import EventTimeoutError
 from perdure.storage.failure import describe_failure
 from perdure.storage.journal import Step
@@ -65,7 +65,7 @@ class SleepCall(StepCall[None]):
             if remaining_ms(run.host.clock, step.wake) > 0:
                 await run.park_until(step.wake, trio.Event())
         except trio.Cancelled:
-            if run.stopping in (None, "terminate"):
+            if run.stopping in ENDING:
                 run.journal.end(step, "cancelled", at_ms=run.host.clock.wall_ms(), error=None)
             raise
         run.journal.complete(step, None, at_ms=run.host.clock.wall_ms())
@@ -148,7 +148,7 @@ class EventCall(StepCall[StepEvent[T]]):
             if not wait.arrived.is_set() and not self._late(step):
                 await run.park_until(step.wake, wait.arrived)
         except trio.Cancelled:
-            if run.stopping in (None, "terminate") and step.status == "waiting":
+            if run.stopping in ENDING and step.status == "waiting":
                 run.journal.end(step, "cancelled", at_ms=run.host.clock.wall_ms(), error=None)
             raise
         finally:

@@ -19,7 +19,7 @@ import trio
 
 from perdure.actors.durations import Duration, point_in_time, seconds
 from perdure.actors.functions import FunctionHost, FunctionStatistics, open_function_host
-from perdure.actors.host import Host, Replay
+from perdure.actors.host import Host, Replay, deadline_in
 from perdure.actors.outcome import Outcome
 from perdure.actors.step import WorkflowStep
 from perdure.actors.workflow import Definition, WorkflowEvent
@@ -113,7 +113,8 @@ class Runtime:
 
         `params` are checked against the annotation of the workflow's `event`; `id` is a random
         one by default; `if_exists` says what happens where the id is in use; `at` delays the
-        start; `event`, a pair (type, payload), is there before the first step runs.
+        start; `timeout` is of the whole run, from its creation; `event`, a pair (type, payload), is
+        there before the first step runs.
 
         Raises `InvalidParamsError`, `InvalidIdError`, `InstanceExistsError`, `UnknownWorkflowError`.
         Nothing has happened then.
@@ -121,10 +122,7 @@ class Runtime:
         definition = self._loop.app.definition(cls)
         if if_exists not in ("fail", "attach", "restart"):
             raise InvalidArgumentError(f"if_exists={if_exists!r}: it must be 'fail', 'attach' or 'restart'")
-        if timeout is not None:
-            seconds(timeout)
-            raise InvalidArgumentError("create(timeout=...) is not available yet: use step.move_on_after inside run()")
-        birth, stored = self._birth(definition, params, id, event, tags)
+        birth, stored = self._birth(definition, params, id, event, tags, timeout)
         start_at_ms = None if at is None else point_in_time(at)
         key = Key(definition.name, birth.id)
         instance: Instance[Any] = Instance(key, self._loop, self.queries, definition)
@@ -140,7 +138,8 @@ class Runtime:
         return instance
 
     def _birth(
-        self, definition: Definition, params: Any, id_: str | None, event: tuple[str, Any] | None, tags: Sequence[str] | None
+        self, definition: Definition, params: Any, id_: str | None, event: tuple[str, Any] | None, tags: Sequence[str] | None,
+        timeout: Duration | None,
     ) -> tuple[Birth, Any]:
         host = self._loop.host
         if id_ is None:
@@ -161,6 +160,7 @@ class Runtime:
             workflow=definition.name, id=id_, incarnation=host.clock.random_bits(62), created_at_ms=host.clock.wall_ms(),
             version=definition.version, tags=None if tags is None else msgspec.json.encode(list(tags)).decode(),
             event_type=None if event is None else event[0], event_payload=event_payload,
+            timeout=None if timeout is None else deadline_in(host.clock, seconds(timeout)),
         ), stored  # fmt: skip
 
     async def _add(self, birth: Birth, stored: Any, start_at_ms: int | None, *, replace: bool) -> None:

@@ -24,7 +24,9 @@ CREATE TABLE _perdure_instance (
     replays INTEGER NOT NULL DEFAULT 0,
     parent TEXT,
     tags TEXT,
-    timeout_at INTEGER,
+    timeout_at INTEGER,                 -- deadline of the whole run, and the same on the clock since boot
+    timeout_boot INTEGER,
+    timeout_boot_id INTEGER,
     created_commit INTEGER NOT NULL,
     started_commit INTEGER,
     ended_commit INTEGER

@@ -62,6 +62,9 @@ RETRY_AT: Final = """
 ADD_ATTEMPT: Final = """
     INSERT INTO _perdure_attempts (step_seq, attempt, started_at, ended_at, outcome, error, started_commit, ended_commit)
     VALUES (?, ?, ?, ?, ?, ?, ?, ?)"""
+CANCEL_OPEN: Final = """
+    UPDATE _perdure_steps SET status = 'cancelled', ended_at = ?, ended_commit = ?, wake_at = NULL
+    WHERE status IN ('running', 'waiting') AND superseded IS NULL"""
 SHIFT: Final = """
     UPDATE _perdure_steps SET wake_at = wake_at + ?, wake_boot = wake_boot + ?
     WHERE status = 'waiting' AND wake_at IS NOT NULL AND coalesce(json_extract(detail, '$.until'), 0) = 0"""
@@ -309,6 +312,11 @@ class Journal:
         """Move every waiting deadline, but those of `sleep_until`, by the length of a pause."""
         self._gate.touch(self._file)
         self._file.execute(SHIFT, (by_ms, by_ms))
+
+    def cancel_open(self, *, at_ms: int) -> None:
+        """Record every step that is still open as cancelled: the instance has ended over it."""
+        self._gate.touch(self._file)
+        self._file.execute(CANCEL_OPEN, (at_ms, self._file.stamp))
 
     # -- inside ----------------------------------------------------------------------------
 

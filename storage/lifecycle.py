@@ -16,16 +16,17 @@ from msgspec.structs import replace
 
 from perdure.storage.files import InstanceFile
 from perdure.storage.gate import Gate
-from perdure.storage.records import Birth, InstanceState, Status, Stored
+from perdure.storage.records import Birth, Deadline, InstanceState, Status, Stored
 from perdure.storage.values import get_value, put_value
 
 BORN: Final = """
     INSERT INTO _perdure_instance (one, workflow, id, incarnation, epoch, version, status, params, params_ref, created_at,
-        parent, tags, timeout_at, created_commit)
-    VALUES (1, ?, ?, ?, ?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?)"""
+        parent, tags, timeout_at, timeout_boot, timeout_boot_id, created_commit)
+    VALUES (1, ?, ?, ?, ?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
 READ: Final = """
     SELECT workflow, id, incarnation, epoch, version, status, reason, params, params_ref, output, output_ref, error,
-        created_at, started_at, ended_at, wake_at, paused_at, replays, parent, tags, timeout_at
+        created_at, started_at, ended_at, wake_at, paused_at, replays, parent, tags, timeout_at, timeout_boot,
+        timeout_boot_id
     FROM _perdure_instance"""
 COMMITS: Final = """
     SELECT max(max(created_commit, coalesce(started_commit, 0), coalesce(ended_commit, 0)),
@@ -110,10 +111,12 @@ def bear(file: InstanceFile, gate: Gate, birth: Birth, params: Stored | None, *,
     file.epoch = epoch
     gate.touch(file)
     inline, reference, _ = put_value(file, params)
+    timeout = birth.timeout
     file.execute(
         BORN,
         (birth.workflow, birth.id, birth.incarnation, epoch, birth.version, inline, reference, birth.created_at_ms,
-         birth.parent, birth.tags, birth.timeout_at_ms, file.stamp),
+         birth.parent, birth.tags, timeout.wall_ms if timeout else None, timeout.boot_ms if timeout else None,
+         timeout.boot if timeout else None, file.stamp),
     )  # fmt: skip
 
 
@@ -126,10 +129,11 @@ def read_state(file: InstanceFile) -> InstanceState:
     """Return the instance's own row."""
     row = file.execute(READ).fetchone()
     (workflow, id_, incarnation, epoch, version, status, reason, params, params_ref, output, output_ref, error, *times) = row
-    created_at, started_at, ended_at, wake_at, paused_at, replays, parent, tags, timeout_at = times
+    created_at, started_at, ended_at, wake_at, paused_at, replays, parent, tags, timeout_at, timeout_boot, boot_id = times
+    timeout = None if timeout_at is None else Deadline(wall_ms=timeout_at, boot_ms=timeout_boot, boot=boot_id)
     return InstanceState(
         workflow=workflow, id=id_, incarnation=incarnation, epoch=epoch, version=version, status=status, reason=reason,
         params=get_value(file, params, params_ref), output=get_value(file, output, output_ref), error=error,
         created_at_ms=created_at, started_at_ms=started_at, ended_at_ms=ended_at, wake_at_ms=wake_at,
-        paused_at_ms=paused_at, replays=replays, parent=parent, tags=tags, timeout_at_ms=timeout_at,
+        paused_at_ms=paused_at, replays=replays, parent=parent, tags=tags, timeout=timeout,
     )  # fmt: skip

@@ -38,21 +38,6 @@ class Key(msgspec.Struct, frozen=True, order=True):
         return f"{self.workflow}/{self.id}"
 
 
-class Birth(msgspec.Struct, frozen=True, kw_only=True):
-    """What an instance's file is made from. Stands in the catalog until the file exists."""
-
-    workflow: str
-    id: str
-    incarnation: int
-    created_at_ms: int
-    version: str | None = None
-    parent: str | None = None
-    tags: str | None = None
-    timeout_at_ms: int | None = None
-    event_type: str | None = None
-    event_payload: str | None = None
-
-
 class Deadline(msgspec.Struct, frozen=True, kw_only=True):
     """A point in time that survives restarts (law 7).
 
@@ -63,6 +48,21 @@ class Deadline(msgspec.Struct, frozen=True, kw_only=True):
     wall_ms: int
     boot_ms: int | None = None
     boot: int | None = None
+
+
+class Birth(msgspec.Struct, frozen=True, kw_only=True):
+    """What an instance's file is made from. Stands in the catalog until the file exists."""
+
+    workflow: str
+    id: str
+    incarnation: int
+    created_at_ms: int
+    version: str | None = None
+    parent: str | None = None
+    tags: str | None = None
+    timeout: Deadline | None = None
+    event_type: str | None = None
+    event_payload: str | None = None
 
 
 class InstanceState(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,7 +86,7 @@ class InstanceState(msgspec.Struct, frozen=True, kw_only=True):
     replays: int
     parent: str | None
     tags: str | None
-    timeout_at_ms: int | None
+    timeout: Deadline | None
 
 
 class CatalogRow(msgspec.Struct, frozen=True, kw_only=True):

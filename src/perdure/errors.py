@@ -19,6 +19,7 @@ A refused call has changed nothing (law 13).
     │   ├── InstanceFinishedError              an event or a command for a finished instance
     │   ├── InstanceFailedError                run() failed; __cause__ is the restored error
     │   ├── InstanceTerminatedError
+    │   ├── RunTimeoutError (TimeoutError)     run() took longer than create(timeout=...)
     │   ├── InstanceDeadError                  it took its process down again and again
     │   └── InstanceDamagedError               its file cannot be read; the others go on
     ├── StepError                              about one step: .step, .attempt
@@ -82,6 +83,7 @@ __all__ = [
     "QueryRefusedError",
     "QueryTimeoutError",
     "RetryDelayError",
+    "RunTimeoutError",
     "RuntimeClosedError",
     "StateError",
     "StateLockedError",
@@ -186,6 +188,10 @@ class InstanceFailedError(InstanceError):
 
 class InstanceTerminatedError(InstanceError):
     """The instance was terminated, so it has no result."""
+
+
+class RunTimeoutError(InstanceError, TimeoutError):
+    """The whole run took longer than `create(timeout=...)` allowed. Steps under way were cancelled."""
 
 
 class InstanceDeadError(InstanceError):
