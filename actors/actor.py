@@ -20,7 +20,17 @@ from typing import Any, Literal
 
 from perdure.actors.host import Host, remaining_ms
 from perdure.actors.mailbox import Mailbox
-from perdure.actors.outcome import Broken, Completed, Dead, Failed, Interrupted, Outcome, Parked, Paused, Terminated
+from perdure.actors.outcome import (
+    Broken,
+    Completed,
+    Dead,
+    Failed,
+    Interrupted,
+    Outcome,
+    Parked,
+    Paused,
+    Terminated,
+)
 from perdure.actors.run import Run
 from perdure.actors.step import WorkflowStep
 from perdure.actors.workflow import ActorContext, Definition, WorkflowEvent
@@ -50,7 +60,7 @@ class _QuietLog(logging.LoggerAdapter[logging.Logger]):
         self._key = key
         self._journal = journal
 
-    def isEnabledFor(self, level: int) -> bool:  # noqa: N802 - the name that logging calls
+    def isEnabledFor(self, level: int) -> bool:
         return (level >= logging.WARNING or not self._journal.replaying) and super().isEnabledFor(level)
 
     def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
@@ -64,7 +74,13 @@ class Actor:
     """
 
     def __init__(
-        self, definition: Definition | None, file: InstanceFile, host: Host, env: Any, *, on_quiet: Callable[[Actor], None]
+        self,
+        definition: Definition | None,
+        file: InstanceFile,
+        host: Host,
+        env: Any,
+        *,
+        on_quiet: Callable[[Actor], None],
     ) -> None:
         self._definition = definition
         self.file = file
@@ -77,7 +93,9 @@ class Actor:
         self._env = env
         self._on_quiet = on_quiet
         self._run: Run | None = None
-        self._log = _QuietLog(logging.getLogger(f"perdure.workflow.{self.key.workflow}"), self.key, self.journal)
+        self._log = _QuietLog(
+            logging.getLogger(f"perdure.workflow.{self.key.workflow}"), self.key, self.journal
+        )
         self._noted: set[str] = set()
         self._ending: Literal["terminate", "shutdown"] | None = None
         self.journal.load()
@@ -88,7 +106,12 @@ class Actor:
     def status(self) -> Status:
         """The status as a person would say it now: a warm instance that is parked is waiting."""
         status = self.lifecycle.state.status
-        if status == "running" and self._run is not None and self._run.running == 0 and self._run.parked_calls:
+        if (
+            status == "running"
+            and self._run is not None
+            and self._run.running == 0
+            and self._run.parked_calls
+        ):
             return "waiting"
         return status
 
@@ -200,14 +223,18 @@ class Actor:
 
     async def _call(self, run: Run, definition: Definition) -> Any:
         state = self.lifecycle.state
-        params = self._host.codec.coder(definition.params).decode("null" if state.params is None else state.params)
+        params = self._host.codec.coder(definition.params).decode(
+            "null" if state.params is None else state.params
+        )
         event: WorkflowEvent[Any] = WorkflowEvent(
             payload=params,
             timestamp=datetime.fromtimestamp(state.created_at_ms / 1000, UTC),
             instance_id=self.key.id,
             workflow_name=self.key.workflow,
         )
-        context = ActorContext(workflow=self.key.workflow, instance_id=self.key.id, runtime=self._host.runtime)
+        context = ActorContext(
+            workflow=self.key.workflow, instance_id=self.key.id, runtime=self._host.runtime
+        )
         workflow = definition.cls(context, self._env)
         return await workflow.run(event, WorkflowStep(run))
 
@@ -230,7 +257,9 @@ class Actor:
             )
         left = [step for step in self.journal.left if step.status != "cancelled"]
         if left:
-            names = ", ".join(f"{step.kind} {step.name!r}" for step in left[:5]) + (" …" if len(left) > 5 else "")
+            names = ", ".join(f"{step.kind} {step.name!r}" for step in left[:5]) + (
+                " …" if len(left) > 5 else ""
+            )
             error = DivergenceError(
                 f"run() of {self.key} ended without asking for recorded steps: {names}. The code has changed since they"
                 " were recorded",
@@ -385,7 +414,9 @@ class Actor:
     # -- reports ---------------------------------------------------------------------------
 
     def _diverged(self, what: str, error: DivergenceError, serious: bool) -> None:
-        policy = (self._definition.on_divergence if self._definition else None) or ("fail" if serious else "warn")
+        policy = (self._definition.on_divergence if self._definition else None) or (
+            "fail" if serious else "warn"
+        )
         if policy == "fail":
             raise error
         if policy == "ignore":
@@ -399,4 +430,3 @@ class Actor:
             "divergence", at_ms=self._host.clock.wall_ms(), actor="runtime", token=token, detail=detail
         )
         self._log.warning("%s", detail)
-

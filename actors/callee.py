@@ -35,7 +35,9 @@ class Callee:
         self.returns = return_annotation(fn)
         self.position, self.keyword = _context_parameter(fn)
 
-    def arguments(self, args: tuple[Any, ...], context: StepContext) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def arguments(
+        self, args: tuple[Any, ...], context: StepContext
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the arguments to call with, the context among them where the function wants it."""
         if self.position is not None:
             return (*args[: self.position], context, *args[self.position :]), {}

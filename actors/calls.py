@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 def caller(depth: int) -> tuple[CodeType, int]:
     """Return the code and line that called, `depth` calls above the caller of this."""
-    frame = sys._getframe(depth + 1)  # noqa: SLF001 - for law 8, at every call; inspect.stack costs milliseconds
+    frame = sys._getframe(depth + 1)
     return frame.f_code, frame.f_lineno
 
 
@@ -42,7 +42,14 @@ class StepCall(Generic[T]):
     coder: Coder | None
 
     def __init__(
-        self, run: Run, kind: StepKind, name: str, *, key: object = None, function: object = None, depth: int = 2
+        self,
+        run: Run,
+        kind: StepKind,
+        name: str,
+        *,
+        key: object = None,
+        function: object = None,
+        depth: int = 2,
     ) -> None:
         run.require_call(name)
         self.run = run
@@ -58,7 +65,9 @@ class StepCall(Generic[T]):
 
     def __await__(self) -> Generator[Any, Any, T]:
         if self.awaited:
-            raise WorkflowCodeError(f"the call of step {self.name!r} was awaited twice: keep its result in a variable")
+            raise WorkflowCodeError(
+                f"the call of step {self.name!r} was awaited twice: keep its result in a variable"
+            )
         self.awaited = True
         record = self.record
         if record is not None and record.status == "completed" and self.run.stopping is None:
@@ -108,4 +117,3 @@ class StepCall(Generic[T]):
             ),
             serious=True,
         )
-

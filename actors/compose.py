@@ -52,7 +52,9 @@ class GroupCall(Generic[R]):
 
     def __await__(self) -> Generator[Any, Any, R]:
         if self.awaited:
-            raise WorkflowCodeError(f"the call of step {self.name!r} was awaited twice: keep its result in a variable")
+            raise WorkflowCodeError(
+                f"the call of step {self.name!r} was awaited twice: keep its result in a variable"
+            )
         self.awaited = True
         return self._all().__await__()
 
@@ -140,7 +142,9 @@ class RaceCall(StepCall[tuple[str, T]]):
         if self.record is not None and self.record.status == "cancelled":
             await run.until_cancelled()
         decided: list[tuple[str, outcome.Outcome[Any]]] = []
-        step = self.record or run.journal.wait("race", self.name, self.count, at_ms=run.host.clock.wall_ms(), wake=None)
+        step = self.record or run.journal.wait(
+            "race", self.name, self.count, at_ms=run.host.clock.wall_ms(), wake=None
+        )
 
         async def compete(who: str, part: StepCall[T]) -> None:
             result = await _settled(part)
@@ -188,7 +192,11 @@ class DeadlineCall(StepCall[bool], AbstractAsyncContextManager["DeadlineCall"]):
         step = self.record
         if step is None:
             step = run.journal.wait(
-                "deadline", self.name, self.count, at_ms=clock.wall_ms(), wake=deadline_in(clock, self.seconds)
+                "deadline",
+                self.name,
+                self.count,
+                at_ms=clock.wall_ms(),
+                wake=deadline_in(clock, self.seconds),
             )
         self._step = step
         self._token = EXPIRED.set(EXPIRED.get())
@@ -232,4 +240,3 @@ class DeadlineCall(StepCall[bool], AbstractAsyncContextManager["DeadlineCall"]):
             if error is None or swallowed:
                 await run.recorded()
         return swallowed
-

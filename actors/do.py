@@ -195,7 +195,9 @@ class DoCall(StepCall[T]):
             )
         return value
 
-    async def _call_plain(self, fn: Callable[..., Any], args: tuple[Any, ...], context: StepContext, timeout_s: float) -> Any:
+    async def _call_plain(
+        self, fn: Callable[..., Any], args: tuple[Any, ...], context: StepContext, timeout_s: float
+    ) -> Any:
         """Run a function in a thread. Nothing can stop it: it is told, and waited for (law 5)."""
 
         def overdue() -> None:
@@ -243,7 +245,11 @@ class DoCall(StepCall[T]):
         run = self.run
         retries = self.config.retries
         final: BaseException = error
-        if step.counted <= retries.limit and not isinstance(error, FINAL_ERRORS) and not _is_group_of_final(error):
+        if (
+            step.counted <= retries.limit
+            and not isinstance(error, FINAL_ERRORS)
+            and not _is_group_of_final(error)
+        ):
             try:
                 context = self._context(step, 0.0)
                 base_s = await base_delay_s(
@@ -267,13 +273,19 @@ class DoCall(StepCall[T]):
         if self.config.sensitive not in ("output", "both"):
             return error
         path = getattr(error, "path", "$")
-        return EncodingError(f"the result of step {self.name!r} cannot be stored as it is (sensitive, so not shown)", path=path)
+        return EncodingError(
+            f"the result of step {self.name!r} cannot be stored as it is (sensitive, so not shown)", path=path
+        )
 
     def _cancelled(self, step: Step) -> None:
         """Record that the attempt was cancelled: by the user, or by a runtime that is ending."""
         run = self.run
         at_ms = run.host.clock.wall_ms()
-        if run.file.failure is not None or run.stopping == "broken" or step.status not in ("running", "waiting"):
+        if (
+            run.file.failure is not None
+            or run.stopping == "broken"
+            or step.status not in ("running", "waiting")
+        ):
             return
         if run.stopping == "shutdown":
             if step.status == "running":
@@ -328,4 +340,7 @@ class DoCall(StepCall[T]):
 
 def _is_group_of_final(error: BaseException) -> bool:
     """Whether a group, as a nursery in a step function raises it, holds an error that ends retries."""
-    return isinstance(error, BaseExceptionGroup) and error.subgroup(lambda e: isinstance(e, FINAL_ERRORS)) is not None
+    return (
+        isinstance(error, BaseExceptionGroup)
+        and error.subgroup(lambda e: isinstance(e, FINAL_ERRORS)) is not None
+    )

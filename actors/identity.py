@@ -114,7 +114,11 @@ def function_identity(fn: Callable[..., Any]) -> object:
     """Return what makes two step functions the same: the code, through partials and methods."""
     target: Any = fn
     while True:
-        inner = getattr(target, "func", None) or getattr(target, "__func__", None) or getattr(target, "__wrapped__", None)
+        inner = (
+            getattr(target, "func", None)
+            or getattr(target, "__func__", None)
+            or getattr(target, "__wrapped__", None)
+        )
         if inner is None:
             break
         target = inner

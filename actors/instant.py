@@ -28,7 +28,9 @@ class ValueCall(StepCall[T]):
 
     __slots__ = ("draw",)
 
-    def __init__(self, run: Run, name: str, draw: Callable[[], T], returns: object, *, key: object, depth: int) -> None:
+    def __init__(
+        self, run: Run, name: str, draw: Callable[[], T], returns: object, *, key: object, depth: int
+    ) -> None:
         super().__init__(run, "value", name, key=key, depth=depth + 1)
         self.draw = draw
         self.coder = run.host.codec.coder(returns)
@@ -37,7 +39,9 @@ class ValueCall(StepCall[T]):
         run = self.run
         assert self.coder is not None
         stored, decoded = self.coder.record(self.draw())
-        run.journal.add_finished("value", self.name, self.count, at_ms=run.host.clock.wall_ms(), output=stored)
+        run.journal.add_finished(
+            "value", self.name, self.count, at_ms=run.host.clock.wall_ms(), output=stored
+        )
         await run.recorded()
         value: T = decoded
         return value
@@ -65,7 +69,11 @@ class TransactionCall(StepCall[T]):
         started_ms = run.host.clock.wall_ms()
         run.host.gate.touch(run.file)
         sql = Sql(run.file)
-        text, digest = run.host.codec.describe_input(self.args, bytes_max=INPUT_BYTES_INLINE_MAX) if self.args else (None, None)
+        text, digest = (
+            run.host.codec.describe_input(self.args, bytes_max=INPUT_BYTES_INLINE_MAX)
+            if self.args
+            else (None, None)
+        )
         try:
             with sql.savepoint():
                 stored, decoded = self.coder.record(self.fn(sql, *self.args))
@@ -77,8 +85,12 @@ class TransactionCall(StepCall[T]):
             if run.file.failure is not None:
                 raise run.file.failure from error
             error.add_note(f"in transaction {self.name!r} of {run.key}")
-            step = run.journal.start("transaction", self.name, self.count, at_ms=started_ms, input_text=text, input_digest=digest)
-            run.journal.end(step, "failed", at_ms=run.host.clock.wall_ms(), error=describe_failure(error, run.host.codec))
+            step = run.journal.start(
+                "transaction", self.name, self.count, at_ms=started_ms, input_text=text, input_digest=digest
+            )
+            run.journal.end(
+                step, "failed", at_ms=run.host.clock.wall_ms(), error=describe_failure(error, run.host.codec)
+            )
             await run.recorded()
             raise self.error(step).with_traceback(error.__traceback__) from None
         await run.recorded()

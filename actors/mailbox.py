@@ -12,6 +12,7 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Callable
+
 import msgspec
 import trio
 
@@ -130,4 +131,3 @@ def wait_detail(type_: str, *, where: bool) -> str:
 def delivered(step: Step) -> WaitDetail:
     """Return the detail of a wait that an event has ended."""
     return _detail(step)
-

@@ -29,7 +29,7 @@ from perdure.storage.sql import Sql
 
 T = TypeVar("T")
 K = TypeVar("K", bound=str)
-I = TypeVar("I")  # noqa: E741 - the type of an item of step.map
+I = TypeVar("I")
 Ts = TypeVarTuple("Ts")
 
 
@@ -118,7 +118,15 @@ class WorkflowStep:
             raise InvalidArgumentError("a step needs a name: step.do(name, fn, *args)")
         run = self._run
         return DoCall(
-            run, name, fn, args, callee=callee_of(fn, run.library), config=config, returns=returns, key=key, depth=2
+            run,
+            name,
+            fn,
+            args,
+            callee=callee_of(fn, run.library),
+            config=config,
+            returns=returns,
+            key=key,
+            depth=2,
         )
 
     def _declare(self, name: str | None, *, config: Any, returns: object, key: object) -> Callable[..., Any]:
@@ -128,7 +136,15 @@ class WorkflowStep:
 
             def call(*args: Any) -> DoCall[Any]:
                 return DoCall(
-                    self._run, step_name, fn, args, callee=callee, config=config, returns=returns, key=key, depth=2
+                    self._run,
+                    step_name,
+                    fn,
+                    args,
+                    callee=callee,
+                    config=config,
+                    returns=returns,
+                    key=key,
+                    depth=2,
                 )
 
             return call
@@ -166,7 +182,9 @@ class WorkflowStep:
         """
         check_event_type(type)
         timeout_s = None if timeout is None else seconds(timeout)
-        return EventCall(self._run, name, type_=type, timeout_s=timeout_s, where=where, returns=returns, depth=2)
+        return EventCall(
+            self._run, name, type_=type, timeout_s=timeout_s, where=where, returns=returns, depth=2
+        )
 
     # -- parallel parts --------------------------------------------------------------------
 
@@ -186,7 +204,9 @@ class WorkflowStep:
         run = self._run
         callee = callee_of(fn, run.library)
         parts = [
-            DoCall[Any](run, name, fn, (item,), callee=callee, config=config, returns=returns, key=index, depth=2)
+            DoCall[Any](
+                run, name, fn, (item,), callee=callee, config=config, returns=returns, key=index, depth=2
+            )
             for index, item in enumerate(items)
         ]
         return GroupCall(run, name, parts, list, limit=limit, depth=2)
@@ -201,7 +221,11 @@ class WorkflowStep:
         """
         calls = self._parts(name, parts)
         return GroupCall(
-            self._run, name, list(calls.values()), lambda results: dict(zip(calls, results, strict=True)), depth=2
+            self._run,
+            name,
+            list(calls.values()),
+            lambda results: dict(zip(calls, results, strict=True)),
+            depth=2,
         )
 
     def race(
@@ -216,7 +240,9 @@ class WorkflowStep:
         race.enter(self._parts(name, parts))
         return race  # type: ignore[return-value]  # its keys are those of parts
 
-    def _parts(self, name: str, parts: Mapping[K, StepCall[Any] | Callable[[], Any]]) -> dict[K, StepCall[Any]]:
+    def _parts(
+        self, name: str, parts: Mapping[K, StepCall[Any] | Callable[[], Any]]
+    ) -> dict[K, StepCall[Any]]:
         if not parts:
             raise InvalidArgumentError(f"{name!r} has no parts: give at least one")
         calls: dict[K, StepCall[Any]] = {}
@@ -245,7 +271,12 @@ class WorkflowStep:
         """Return the time, aware, in UTC: the same on every replay."""
         clock = self._run.host.clock
         return ValueCall(
-            self._run, name, lambda: datetime.fromtimestamp(clock.wall_ms() / 1000, UTC), datetime, key=key, depth=2
+            self._run,
+            name,
+            lambda: datetime.fromtimestamp(clock.wall_ms() / 1000, UTC),
+            datetime,
+            key=key,
+            depth=2,
         )
 
     def random(self, name: str = "random", *, key: object = None) -> StepCall[float]:
@@ -255,10 +286,18 @@ class WorkflowStep:
     def uuid(self, name: str = "uuid", *, key: object = None) -> StepCall[UUID]:
         """Return a random UUID (version 4): the same on every replay."""
         clock = self._run.host.clock
-        return ValueCall(self._run, name, lambda: UUID(int=clock.random_bits(128), version=4), UUID, key=key, depth=2)
+        return ValueCall(
+            self._run, name, lambda: UUID(int=clock.random_bits(128), version=4), UUID, key=key, depth=2
+        )
 
     def transaction(
-        self, name: str, fn: Callable[[Sql, *Ts], T], /, *args: *Ts, returns: object = None, key: object = None
+        self,
+        name: str,
+        fn: Callable[[Sql, *Ts], T],
+        /,
+        *args: *Ts,
+        returns: object = None,
+        key: object = None,
     ) -> StepCall[T]:
         """Run `fn(sql, *args)` over the instance's own tables, exactly once.
 
@@ -268,7 +307,9 @@ class WorkflowStep:
         >>> # balance = await step.transaction("debit", debit, 10)
         """
         if callee_of(fn, "trio").kind != "plain":
-            raise InvalidArgumentError(f"step.transaction({name!r}) needs a plain function: it runs inside one transaction")
+            raise InvalidArgumentError(
+                f"step.transaction({name!r}) needs a plain function: it runs inside one transaction"
+            )
         return TransactionCall(
             self._run, name, fn, args, returns=returns, key=key, function=function_identity(fn), depth=2
         )

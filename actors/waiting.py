@@ -43,7 +43,9 @@ class SleepCall(StepCall[None]):
 
     __slots__ = ("seconds", "until_ms")
 
-    def __init__(self, run: Run, name: str, *, seconds: float | None, until_ms: int | None, depth: int) -> None:
+    def __init__(
+        self, run: Run, name: str, *, seconds: float | None, until_ms: int | None, depth: int
+    ) -> None:
         super().__init__(run, "sleep", name, depth=depth + 1)
         self.seconds = seconds
         self.until_ms = until_ms
@@ -56,7 +58,12 @@ class SleepCall(StepCall[None]):
         step = self.record
         if step is None:
             step = run.journal.wait(
-                "sleep", self.name, self.count, at_ms=run.host.clock.wall_ms(), wake=self._wake(), detail=self._detail()
+                "sleep",
+                self.name,
+                self.count,
+                at_ms=run.host.clock.wall_ms(),
+                wake=self._wake(),
+                detail=self._detail(),
             )
         elif step.status == "cancelled":
             await run.until_cancelled()
@@ -167,7 +174,8 @@ class EventCall(StepCall[StepEvent[T]]):
 
     def _timed_out(self) -> EventTimeoutError:
         return EventTimeoutError(
-            f"no event of type {self.type!r} came within {self.timeout_s:g} s for step {self.name!r}", step=self.name
+            f"no event of type {self.type!r} came within {self.timeout_s:g} s for step {self.name!r}",
+            step=self.name,
         )
 
     def _fail(self, step: Step, error: BaseException) -> None:

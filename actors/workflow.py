@@ -119,7 +119,9 @@ def define(cls: type) -> Definition:
         raise InvalidArgumentError(f"{cls!r} is not a workflow: subclass perdure.WorkflowEntrypoint")
     run = cls.__dict__.get("run") or getattr(cls, "run", None)
     if run is None:
-        raise InvalidArgumentError(f"{cls.__qualname__} has no run(): write `async def run(self, event, step)`")
+        raise InvalidArgumentError(
+            f"{cls.__qualname__} has no run(): write `async def run(self, event, step)`"
+        )
     if not inspect.iscoroutinefunction(run):
         raise InvalidArgumentError(f"{cls.__qualname__}.run must be `async def run(self, event, step)`")
     if len(inspect.signature(run).parameters) != 3:

@@ -91,7 +91,9 @@ class App:
             env = env()
             if inspect.isawaitable(env):
                 env = await env
-        if isinstance(env, AbstractAsyncContextManager) or (hasattr(env, "__aenter__") and hasattr(env, "__aexit__")):
+        if isinstance(env, AbstractAsyncContextManager) or (
+            hasattr(env, "__aenter__") and hasattr(env, "__aexit__")
+        ):
             async with env as entered:
                 yield entered
         else:
@@ -146,7 +148,9 @@ def load_module(file: str | Path) -> ModuleType:
         raise
     except Exception as error:
         sys.modules.pop(name, None)
-        raise PerdureError(f"{file} cannot be imported: {type(error).__name__}: {error}{_where(error, path)}") from error
+        raise PerdureError(
+            f"{file} cannot be imported: {type(error).__name__}: {error}{_where(error, path)}"
+        ) from error
     return module
 
 

@@ -38,5 +38,7 @@ def fit(limits: Limits) -> Limits:
     if room >= limits.warm_max:
         return limits
     warm_max = max(16, room)
-    logger.warning("the limit on open files (%d) allows %d warm instances instead of %d", soft, warm_max, limits.warm_max)
+    logger.warning(
+        "the limit on open files (%d) allows %d warm instances instead of %d", soft, warm_max, limits.warm_max
+    )
     return msgspec.structs.replace(limits, warm_max=warm_max)

@@ -121,7 +121,9 @@ class Inbox:
             message = queue[0]
             reply = await self._carry_out(message)
             at_ms = self._loop.host.clock.wall_ms()
-            await self._loop.writer.write(lambda catalog, m=message, r=reply: catalog.done(m.seq, r, at_ms=at_ms))  # type: ignore[misc]  # defaults bind the loop's variables
+            await self._loop.writer.write(
+                lambda catalog, m=message, r=reply: catalog.done(m.seq, r, at_ms=at_ms)
+            )  # type: ignore[misc]  # defaults bind the loop's variables
             queue.pop(0)
         del self._queues[key]
 
@@ -155,7 +157,9 @@ class Inbox:
                 await self._loop.synced(key)
                 return None
             case other:
-                raise CommandError(f"this runtime does not know the command {other!r}: it is of another version")
+                raise CommandError(
+                    f"this runtime does not know the command {other!r}: it is of another version"
+                )
         return (await instance.status()).status
 
     async def _create(self, message: Message) -> str:
@@ -165,4 +169,3 @@ class Inbox:
             message.workflow, params=params, id=message.id, if_exists=body.if_exists
         )
         return str(instance.id)
-

@@ -143,7 +143,9 @@ class Instance(Generic[R]):
         >>> # rows = await instance.sql("SELECT name, status FROM steps")
         """
         path, immutable = await self._readable()
-        rows = await self._queries.fetch(path, query, bindings, timeout_s=seconds(timeout), immutable=immutable)
+        rows = await self._queries.fetch(
+            path, query, bindings, timeout_s=seconds(timeout), immutable=immutable
+        )
         if as_ is None:
             return rows
         return [msgspec.convert(row.as_dict(), as_, strict=False) for row in rows]
@@ -159,7 +161,9 @@ class Instance(Generic[R]):
         """
         path, immutable = await self._readable()
         timeout_s = seconds(timeout)
-        async with self._queries.stream(path, query, bindings, timeout_s=timeout_s, immutable=immutable) as rows:
+        async with self._queries.stream(
+            path, query, bindings, timeout_s=timeout_s, immutable=immutable
+        ) as rows:
             yield rows
 
     async def history(self, *, after: int = 0) -> list[HistoryEntry]:
@@ -272,7 +276,9 @@ class Instance(Generic[R]):
             case Terminated():
                 raise InstanceTerminatedError(f"{self.key} was terminated, so it has no result", **names)
             case Dead(reason=reason):
-                raise InstanceDeadError(f"{self.key} is parked as dead: {reason}; resume() tries it again", **names)
+                raise InstanceDeadError(
+                    f"{self.key} is parked as dead: {reason}; resume() tries it again", **names
+                )
             case _:
                 raise PerdureError(f"{self.key} has no result yet")
 
@@ -283,12 +289,22 @@ def _nothing(_actor: Actor) -> None:
 
 def _entry(row: Row) -> HistoryEntry:
     return HistoryEntry(
-        commit=row["commit"], at=row["at"], what=row["what"], step=row["step"], actor=row["actor"], detail=row["detail"]
+        commit=row["commit"],
+        at=row["at"],
+        what=row["what"],
+        step=row["step"],
+        actor=row["actor"],
+        detail=row["detail"],
     )
 
 
 def _status(
-    status: Status, reason: str | None, error: str | None, times: InstanceState | CatalogRow, *, wake_at_ms: int | None = None
+    status: Status,
+    reason: str | None,
+    error: str | None,
+    times: InstanceState | CatalogRow,
+    *,
+    wake_at_ms: int | None = None,
 ) -> InstanceStatus:
     wake_ms = wake_at_ms if wake_at_ms is not None else times.wake_at_ms
     return InstanceStatus(

@@ -20,14 +20,33 @@ import trio
 
 from perdure.actors.actor import Actor
 from perdure.actors.host import Host, deadline_in
-from perdure.actors.outcome import Broken, Completed, Dead, Failed, Interrupted, Outcome, Parked, Paused, Terminated
+from perdure.actors.outcome import (
+    Broken,
+    Completed,
+    Dead,
+    Failed,
+    Interrupted,
+    Outcome,
+    Parked,
+    Paused,
+    Terminated,
+)
 from perdure.actors.workflow import Definition
 from perdure.engine.folder import StateFolder
 from perdure.errors import InstanceDamagedError, PerdureError, StateError, StateVersionError
 from perdure.storage.disk import Disk
 from perdure.storage.files import InstanceFile, create_file, open_file, remove_file, storage_error
 from perdure.storage.lifecycle import bear, is_born, read_state
-from perdure.storage.records import FINISHED, Birth, CatalogRow, Deadline, Durability, Key, Status, decode_birth
+from perdure.storage.records import (
+    FINISHED,
+    Birth,
+    CatalogRow,
+    Deadline,
+    Durability,
+    Key,
+    Status,
+    decode_birth,
+)
 from perdure.storage.writer import CatalogWriter
 
 logger: Final = logging.getLogger("perdure.engine")
@@ -190,7 +209,11 @@ class Life:
                 return "dead", reason, None
             case Parked(wake=wake, reason=reason):
                 if self._definition is None:
-                    return actor.lifecycle.state.status, "no class for it in the process that had it", deadline_in(clock, 0)
+                    return (
+                        actor.lifecycle.state.status,
+                        "no class for it in the process that had it",
+                        deadline_in(clock, 0),
+                    )
                 return "waiting", reason, wake
             case Interrupted():
                 return "running", "its runtime ended", deadline_in(clock, 0)
@@ -281,4 +304,3 @@ class Life:
         self._shutting_down = True
         if self.actor is not None:
             self.actor.shut_down()
-

@@ -108,7 +108,9 @@ class GameLoop:
         clock = self.host.clock
         room = self._room()
         if room > 0 and known:
-            rows = self.catalog.due(boot_ms=clock.boot_ms(), wall_ms=clock.wall_ms(), workflows=known, limit=min(room, DUE_MAX))
+            rows = self.catalog.due(
+                boot_ms=clock.boot_ms(), wall_ms=clock.wall_ms(), workflows=known, limit=min(room, DUE_MAX)
+            )
             room -= self._begin_all(rows)
         if room > 0 and known:
             batch = min(room, self.host.limits.claim_batch_max)
@@ -135,7 +137,9 @@ class GameLoop:
         return sum(1 for life in self.lives.values() if life.actor is None or not life.actor.is_idle)
 
     def _make_way(self) -> None:
-        parked = [life.actor for life in self.lives.values() if life.actor is not None and life.actor.is_parked]
+        parked = [
+            life.actor for life in self.lives.values() if life.actor is not None and life.actor.is_parked
+        ]
         parked.sort(key=lambda actor: actor.last_active_ms)
         for actor in parked[: max(1, len(parked) // 8)]:
             actor.hibernate()

@@ -31,7 +31,12 @@ from perdure.engine.inbox import Doorbell, Inbox
 from perdure.engine.instance import Instance
 from perdure.engine.loop import GameLoop
 from perdure.engine.timers import TimerQueue, WaitingClock
-from perdure.errors import InstanceExistsError, InstanceNotFoundError, InvalidArgumentError, RuntimeClosedError
+from perdure.errors import (
+    InstanceExistsError,
+    InstanceNotFoundError,
+    InvalidArgumentError,
+    RuntimeClosedError,
+)
 from perdure.limits import Limits
 from perdure.storage.catalog import Catalog, open_catalog
 from perdure.storage.check import check_after_machine_death
@@ -138,7 +143,12 @@ class Runtime:
         return instance
 
     def _birth(
-        self, definition: Definition, params: Any, id_: str | None, event: tuple[str, Any] | None, tags: Sequence[str] | None,
+        self,
+        definition: Definition,
+        params: Any,
+        id_: str | None,
+        event: tuple[str, Any] | None,
+        tags: Sequence[str] | None,
         timeout: Duration | None,
     ) -> tuple[Birth, Any]:
         host = self._loop.host
@@ -167,7 +177,9 @@ class Runtime:
         loop = self._loop
         if loop.closing:
             raise RuntimeClosedError("the runtime is ending and takes no more work")
-        await loop.writer.write(lambda catalog: catalog.add(birth, stored, start_at_ms=start_at_ms, replace=replace))
+        await loop.writer.write(
+            lambda catalog: catalog.add(birth, stored, start_at_ms=start_at_ms, replace=replace)
+        )
         loop.ring()
 
     async def _make_way(self, key: Key) -> None:
@@ -196,15 +208,22 @@ class Runtime:
     ) -> list[Instance[Any]]:
         """Return handles of instances, newest first."""
         name = cls if cls is None or isinstance(cls, str) else self._loop.app.definition(cls).name
-        return [self._handle(row.key) for row in self._loop.catalog.select(workflow=name, status=status, limit=limit)]
+        return [
+            self._handle(row.key)
+            for row in self._loop.catalog.select(workflow=name, status=status, limit=limit)
+        ]
 
-    def rows(self, *, workflow: str | None = None, status: str | None = None, limit: int | None = None) -> list[CatalogRow]:
+    def rows(
+        self, *, workflow: str | None = None, status: str | None = None, limit: int | None = None
+    ) -> list[CatalogRow]:
         """Return what the catalog knows of instances, newest first."""
         return self._loop.catalog.select(workflow=workflow, status=status, limit=limit)
 
     async def sql(self, query: str, *bindings: Any, timeout: Duration = "30 seconds") -> list[Any]:
         """Run one reading statement on the catalog: `SELECT workflow, status, count(*) FROM instances GROUP BY 1, 2`."""
-        return await self.queries.fetch(self._loop.folder.catalog, query, bindings, timeout_s=seconds(timeout))
+        return await self.queries.fetch(
+            self._loop.folder.catalog, query, bindings, timeout_s=seconds(timeout)
+        )
 
     def _handle(self, key: Key) -> Instance[Any]:
         return Instance(key, self._loop, self.queries, self._loop.app.definitions.get(key.workflow))
@@ -264,11 +283,15 @@ async def open_runtime(
             async with (
                 open_query_host() as queries,
                 open_function_host(
-                    threads_max=app.limits.threads_max, processes_max=app.limits.processes_max, asyncio_loop=asyncio_loop
+                    threads_max=app.limits.threads_max,
+                    processes_max=app.limits.processes_max,
+                    asyncio_loop=asyncio_loop,
                 ) as functions,
                 app.open_env() as entered,
             ):
-                opening = _Opening(folder, app, clock, disk, durability, replay, reading, writing, functions, queries)
+                opening = _Opening(
+                    folder, app, clock, disk, durability, replay, reading, writing, functions, queries
+                )
                 async with opening.serve(entered) as runtime:
                     yield runtime
         finally:
@@ -310,7 +333,9 @@ class _Opening:
     @contextlib.asynccontextmanager
     async def serve(self, env: Any) -> AsyncIterator[Runtime]:
         """Run all parts while inside."""
-        writer = CatalogWriter(self.writing, path=self.folder.catalog, batch_max=self.app.limits.catalog_batch_max)
+        writer = CatalogWriter(
+            self.writing, path=self.folder.catalog, batch_max=self.app.limits.catalog_batch_max
+        )
         timers = TimerQueue(self.clock)
         gate = Gate(
             durability=self.durability, threads_max=self.app.limits.sync_threads_max, on_commit=self._committed,

@@ -115,9 +115,13 @@ def open_catalog(path: Path, *, checkpointer: bool, create: bool = True) -> sqli
     """
     new = not path.exists()
     if new and not create:
-        raise StateUnusableError(f"{path.parent} is not a state folder: it has no {path.name}", path=str(path.parent))
+        raise StateUnusableError(
+            f"{path.parent} is not a state folder: it has no {path.name}", path=str(path.parent)
+        )
     try:
-        connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=BUSY_TIMEOUT_MS / 1000)
+        connection = sqlite3.connect(
+            path, isolation_level=None, check_same_thread=False, timeout=BUSY_TIMEOUT_MS / 1000
+        )
         _prepare(connection, path, checkpointer=checkpointer)
     except sqlite3.OperationalError as error:
         if "full" in str(error):
@@ -228,7 +232,11 @@ class Catalog:
         self, *, workflow: str | None = None, status: str | None = None, limit: int | None = None
     ) -> list[CatalogRow]:
         """Return rows, newest first."""
-        where = [f"{column} = ?" for column, value in (("workflow", workflow), ("status", status)) if value is not None]
+        where = [
+            f"{column} = ?"
+            for column, value in (("workflow", workflow), ("status", status))
+            if value is not None
+        ]
         values: list[Any] = [value for value in (workflow, status) if value is not None]
         sql = LIST + (f" WHERE {' AND '.join(where)}" if where else "") + " ORDER BY created_at DESC, id"
         if limit is not None:
@@ -334,7 +342,16 @@ class Catalog:
     def post(self, message: Message, *, at_ms: int) -> None:
         """Put a command for the owner of the folder into the inbox."""
         self.connection.execute(
-            POST, (message.token, message.workflow, message.id, message.command, message.body, message.actor, at_ms)
+            POST,
+            (
+                message.token,
+                message.workflow,
+                message.id,
+                message.command,
+                message.body,
+                message.actor,
+                at_ms,
+            ),
         )
 
     def pending(self) -> list[Message]:

@@ -30,6 +30,8 @@ def check_after_machine_death(paths: Iterable[Path]) -> list[Path]:
         except sqlite3.DatabaseError as error:
             verdict = str(error)
         if verdict != "ok":
-            logger.error("%s did not survive the death of the machine under durability='process': %s", path, verdict)
+            logger.error(
+                "%s did not survive the death of the machine under durability='process': %s", path, verdict
+            )
             damaged.append(path)
     return damaged

@@ -15,18 +15,26 @@ Invariants:
     A commit or sync that fails is told to everyone who waits for that file, and the file is
     marked failed: its actor has to be reset.
     What nobody waits for is committed, not synced.
+    A file is checkpointed off the loop, once at a time, and never while it is being closed. Who waits
+    for it waits for that too: SQLite starts a WAL over only where no transaction began meanwhile.
 """
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import sqlite3
 from collections.abc import Callable, Iterable
+from typing import Final
 
 import msgspec
 import trio
 
+from perdure.errors import StateError
 from perdure.storage.files import InstanceFile, storage_error
 from perdure.storage.records import Durability
+
+logger: Final = logging.getLogger("perdure.storage")
 
 
 class GateStatistics(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,6 +43,7 @@ class GateStatistics(msgspec.Struct, frozen=True, kw_only=True):
     rounds: int
     commits: int
     syncs: int
+    checkpoints: int
     waiting_files: int
 
 
@@ -51,8 +60,8 @@ class Ticket:
 class Gate:
     """All files' gate: commits, syncs and opens. One per runtime, run by one task.
 
-    `on_commit` is called in the loop with every file just committed, `on_failure` with a file
-    whose commit or sync failed and the error.
+    A file is checkpointed once `checkpoint_bytes` or so have been committed to it. `on_commit` is
+    called in the loop with every file just committed, `on_failure` with a file that failed and the error.
     """
 
     def __init__(
@@ -60,21 +69,25 @@ class Gate:
         *,
         durability: Durability,
         threads_max: int,
+        checkpoint_bytes: int,
         on_commit: Callable[[InstanceFile], None] | None = None,
         on_failure: Callable[[InstanceFile, Exception], None] | None = None,
     ) -> None:
         self.durability: Durability = durability
         self._limiter = trio.CapacityLimiter(threads_max)
         self._threads_max = threads_max
+        self._checkpoint_bytes = checkpoint_bytes
         self._on_commit = on_commit
         self._on_failure = on_failure
         self._dirty: dict[InstanceFile, None] = {}
         self._work = trio.Event()
         self._syncing: set[InstanceFile] = set()
         self._synced = trio.Event()
+        self._checkpointing: set[InstanceFile] = set()
         self._rounds = 0
         self._commits = 0
         self._syncs = 0
+        self._checkpoints = 0
 
     def touch(self, file: InstanceFile) -> None:
         """Say that `file` holds writes to commit at the end of the tick. Begins its transaction.
@@ -89,6 +102,8 @@ class Gate:
             file.begin()
         except sqlite3.Error as error:
             raise self._fail(file, storage_error(error, file.path)) from error
+        except StateError as error:  # it belongs to another owner now
+            raise self._fail(file, error) from error
         self._dirty[file] = None
         if not self._work.is_set():
             self._work.set()
@@ -125,13 +140,14 @@ class Gate:
 
     async def run(self) -> None:
         """Serve for ever: one round after another while there is work."""
-        while True:
-            await self._work.wait()
-            # Everything that is ready now gets to write before the tick's commit.
-            await trio.lowlevel.checkpoint()
-            await self._round()
+        async with trio.open_nursery() as checkpoints:
+            while True:
+                await self._work.wait()
+                # Everything that is ready now gets to write before the tick's commit.
+                await trio.lowlevel.checkpoint()
+                await self._round(checkpoints)
 
-    async def _round(self) -> None:
+    async def _round(self, checkpoints: trio.Nursery) -> None:
         batch = list(self._dirty)
         self._dirty.clear()
         self._work = trio.Event()
@@ -140,16 +156,21 @@ class Gate:
         for file in batch:
             ticket: Ticket | None = file.ticket
             file.ticket = None
-            if self._commit(file, ticket) and ticket is not None:
+            if not self._commit(file, ticket):
+                continue
+            if ticket is not None:
                 waited.append((file, ticket, file.generation))
-        if not waited:
-            return
-        if self.durability == "full":
+            elif self._may_checkpoint(file):
+                self._begin_checkpoint(checkpoints, file, None)
+        if waited and self.durability == "full":
             await self._sync(waited)
         for file, ticket, generation in waited:
             if file.failure is None:
                 file.durable_generation = max(file.durable_generation, generation)
-            ticket.event.set()
+            if self._may_checkpoint(file):
+                self._begin_checkpoint(checkpoints, file, ticket)
+            else:
+                ticket.event.set()
 
     def _commit(self, file: InstanceFile, ticket: Ticket | None) -> bool:
         """Commit one file; False where it failed and its waiters have been told."""
@@ -158,12 +179,12 @@ class Gate:
                 file.commit()
                 self._commits += 1
             except sqlite3.Error as error:
-                file.rollback()
                 self._fail(file, storage_error(error, file.path))
             else:
                 if self._on_commit is not None:
                     self._on_commit(file)
         if file.failure is not None:
+            self._give_up(file, file.failure)
             if ticket is not None:
                 ticket.error = file.failure
                 ticket.event.set()
@@ -190,8 +211,7 @@ class Gate:
                         nursery.start_soon(share_out, share)
         self._syncs += len(files)
         self._syncing.difference_update(files)
-        self._synced.set()
-        self._synced = trio.Event()
+        self._wake_releases()
         for file, error in errors:
             self._fail(file, storage_error(error, file.path))
         for file, ticket, _ in waited:
@@ -200,13 +220,49 @@ class Gate:
     def _fail(self, file: InstanceFile, error: Exception) -> Exception:
         if file.failure is None:
             file.failure = error
-            if self._on_failure is not None:
-                self._on_failure(file, error)
+            self._give_up(file, error)
         return file.failure
+
+    def _give_up(self, file: InstanceFile, error: Exception) -> None:
+        """Drop what a failed file holds and have its actor reset. A statement that failed comes here late."""
+        with contextlib.suppress(sqlite3.Error):
+            file.rollback()
+        if self._on_failure is not None:
+            self._on_failure(file, error)
+
+    def _may_checkpoint(self, file: InstanceFile) -> bool:
+        return (
+            file.bytes_since_checkpoint > self._checkpoint_bytes
+            and file.failure is None
+            and not file.in_transaction
+            and file not in self._checkpointing
+        )
+
+    def _begin_checkpoint(self, nursery: trio.Nursery, file: InstanceFile, ticket: Ticket | None) -> None:
+        file.prepare_checkpoint()
+        self._checkpointing.add(file)
+        nursery.start_soon(self._checkpoint, file, ticket)
+
+    async def _checkpoint(self, file: InstanceFile, ticket: Ticket | None) -> None:
+        try:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(file.checkpoint, limiter=self._limiter)
+            self._checkpoints += 1
+        except sqlite3.Error as error:  # the WAL keeps what it has, and the next one is tried as late as this
+            logger.warning("%s could not be checkpointed: %s", file.path, error)
+        finally:
+            self._checkpointing.discard(file)
+            self._wake_releases()
+            if ticket is not None:
+                ticket.event.set()
+
+    def _wake_releases(self) -> None:
+        self._synced.set()
+        self._synced = trio.Event()
 
     async def release(self, file: InstanceFile) -> None:
         """Let go of a file that is about to be closed; its uncommitted writes will be rolled back."""
-        while file in self._syncing:
+        while file in self._syncing or file in self._checkpointing:
             await self._synced.wait()
         self._dirty.pop(file, None)
         ticket: Ticket | None = file.ticket
@@ -218,7 +274,7 @@ class Gate:
     @property
     def busy(self) -> bool:
         """Whether a round is due or a sync is under way; the virtual clock waits for it."""
-        return bool(self._dirty) or bool(self._syncing)
+        return bool(self._dirty or self._syncing or self._checkpointing)
 
     def statistics(self) -> GateStatistics:
         """Return the counters."""
@@ -226,6 +282,7 @@ class Gate:
             rounds=self._rounds,
             commits=self._commits,
             syncs=self._syncs,
+            checkpoints=self._checkpoints,
             waiting_files=len(self._dirty) + len(self._syncing),
         )
 

@@ -130,8 +130,8 @@ class Journal:
         self._gate = gate
         self._recorded: dict[Identity, Step] = {}
         self._finished_left = 0
-        (self._seq,) = file.execute(LAST).fetchone()
-        file.stamp = max(file.stamp, file.execute(COMMITS).fetchone()[0] + 1)
+        ((self._seq,),) = file.fetch(LAST)
+        file.stamp = max(file.stamp, file.fetch(COMMITS)[0][0] + 1)
         self.progress = 0
 
     # -- reading ---------------------------------------------------------------------------
@@ -140,7 +140,7 @@ class Journal:
         """Read all steps in one scan; what was taken before can be taken again."""
         self._recorded.clear()
         self._finished_left = 0
-        for row in self._file.execute(SCAN, (0,)):
+        for row in self._file.fetch(SCAN, (0,)):
             step = _step(row)
             self._recorded[step.kind, step.name, step.count] = step
             self._finished_left += step.finished
@@ -175,7 +175,7 @@ class Journal:
 
     def waiting(self) -> list[Step]:
         """Return every step that waits, as the file has it, in order."""
-        return [_step(row) for row in self._file.execute(WAITING)]
+        return [_step(row) for row in self._file.fetch(WAITING)]
 
     def output(self, step: Step) -> Stored:
         """Return the recorded output of a completed step."""
@@ -331,7 +331,9 @@ class Journal:
 
     def _once(self, step: Step, sql: str, values: tuple[object, ...]) -> None:
         if self._file.execute(sql, values).rowcount != 1:
-            raise PerdureError(f"step {step.name!r} (seq {step.seq}) is not open in the journal: it was recorded already")
+            raise PerdureError(
+                f"step {step.name!r} (seq {step.seq}) is not open in the journal: it was recorded already"
+            )
 
 
 def _step(row: tuple[object, ...]) -> Step:

@@ -14,6 +14,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
+from perdure.errors import InstanceDamagedError
 from perdure.storage.files import InstanceFile
 from perdure.storage.gate import Gate
 from perdure.storage.records import Birth, Deadline, InstanceState, Status, Stored
@@ -53,7 +54,7 @@ class Lifecycle:
         self._gate = gate
         self.state = read_state(file)
         file.epoch = self.state.epoch
-        file.stamp = max(file.stamp, file.execute(COMMITS).fetchone()[0] + 1)
+        file.stamp = max(file.stamp, file.fetch(COMMITS)[0][0] + 1)
 
     def own(self, epoch: int) -> None:
         """Take the file over as its owner of `epoch`; an older owner's writes are refused from then on."""
@@ -75,18 +76,36 @@ class Lifecycle:
         self.state = replace(self.state, replays=self.state.replays + 1)
 
     def set_status(
-        self, status: Status, *, reason: str | None = None, wake_at_ms: int | None = None, paused_at_ms: int | None = None
+        self,
+        status: Status,
+        *,
+        reason: str | None = None,
+        wake_at_ms: int | None = None,
+        paused_at_ms: int | None = None,
     ) -> None:
         """Record an unfinished status, why, and until when."""
         state = self.state
-        if (state.status, state.reason, state.wake_at_ms, state.paused_at_ms) == (status, reason, wake_at_ms, paused_at_ms):
+        if (state.status, state.reason, state.wake_at_ms, state.paused_at_ms) == (
+            status,
+            reason,
+            wake_at_ms,
+            paused_at_ms,
+        ):
             return
         self._gate.touch(self._file)
         self._file.execute(STATUS, (status, reason, wake_at_ms, paused_at_ms))
-        self.state = replace(state, status=status, reason=reason, wake_at_ms=wake_at_ms, paused_at_ms=paused_at_ms)
+        self.state = replace(
+            state, status=status, reason=reason, wake_at_ms=wake_at_ms, paused_at_ms=paused_at_ms
+        )
 
     def end(
-        self, status: Status, *, at_ms: int, output: Stored | None = None, error: str | None = None, reason: str | None = None
+        self,
+        status: Status,
+        *,
+        at_ms: int,
+        output: Stored | None = None,
+        error: str | None = None,
+        reason: str | None = None,
     ) -> None:
         """Record how the instance ended."""
         self._gate.touch(self._file)
@@ -97,9 +116,11 @@ class Lifecycle:
             wake_at_ms=None, paused_at_ms=None,
         )  # fmt: skip
 
-    def command(self, command: str, *, at_ms: int, actor: str | None, token: str | None, detail: str | None = None) -> bool:
+    def command(
+        self, command: str, *, at_ms: int, actor: str | None, token: str | None, detail: str | None = None
+    ) -> bool:
         """Record a control command; False where its token says that it was carried out before."""
-        if token is not None and self._file.execute(KNOWN, (token,)).fetchone() is not None:
+        if token is not None and self._file.fetch(KNOWN, (token,)):
             return False
         self._gate.touch(self._file)
         self._file.execute(COMMAND, (at_ms, command, actor, detail, token, self._file.stamp))
@@ -122,14 +143,43 @@ def bear(file: InstanceFile, gate: Gate, birth: Birth, params: Stored | None, *,
 
 def is_born(file: InstanceFile) -> bool:
     """Whether the file holds its instance's row: a kill can fall between the file and the row."""
-    return file.execute("SELECT 1 FROM _perdure_instance").fetchone() is not None
+    return bool(file.fetch("SELECT 1 FROM _perdure_instance"))
 
 
 def read_state(file: InstanceFile) -> InstanceState:
-    """Return the instance's own row."""
-    row = file.execute(READ).fetchone()
-    (workflow, id_, incarnation, epoch, version, status, reason, params, params_ref, output, output_ref, error, *times) = row
-    created_at, started_at, ended_at, wake_at, paused_at, replays, parent, tags, timeout_at, timeout_boot, boot_id = times
+    """Return the instance's own row. Raises `InstanceDamagedError`."""
+    rows = file.fetch(READ)
+    if not rows:
+        raise InstanceDamagedError(f"the file {file.path} has lost its instance: restore it from a copy")
+    (row,) = rows
+    (
+        workflow,
+        id_,
+        incarnation,
+        epoch,
+        version,
+        status,
+        reason,
+        params,
+        params_ref,
+        output,
+        output_ref,
+        error,
+        *times,
+    ) = row
+    (
+        created_at,
+        started_at,
+        ended_at,
+        wake_at,
+        paused_at,
+        replays,
+        parent,
+        tags,
+        timeout_at,
+        timeout_boot,
+        boot_id,
+    ) = times
     timeout = None if timeout_at is None else Deadline(wall_ms=timeout_at, boot_ms=timeout_boot, boot=boot_id)
     return InstanceState(
         workflow=workflow, id=id_, incarnation=incarnation, epoch=epoch, version=version, status=status, reason=reason,

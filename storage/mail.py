@@ -35,10 +35,10 @@ class Mail:
     def __init__(self, file: InstanceFile, gate: Gate) -> None:
         self._file = file
         self._gate = gate
-        self._seq, last_commit = file.execute(LAST).fetchone()
+        ((self._seq, last_commit),) = file.fetch(LAST)
         file.stamp = max(file.stamp, last_commit + 1)
         self._undelivered: dict[int, EventRow] = {}
-        for seq, type_, payload, reference, received_at in file.execute(UNDELIVERED).fetchall():
+        for seq, type_, payload, reference, received_at in file.fetch(UNDELIVERED):
             self._undelivered[seq] = EventRow(
                 seq=seq, type=type_, payload=get_value(file, payload, reference), received_at_ms=received_at
             )
@@ -50,7 +50,7 @@ class Mail:
 
     def add(self, type_: str, payload: Stored, *, at_ms: int, token: str | None) -> EventRow | None:
         """Record an event as received; None where its token says that it was recorded before."""
-        if token is not None and self._file.execute(KNOWN, (token,)).fetchone() is not None:
+        if token is not None and self._file.fetch(KNOWN, (token,)):
             return None
         self._gate.touch(self._file)
         inline, reference, _ = put_value(self._file, payload)

@@ -405,7 +405,7 @@ class RowStream:
                 async with self._slots:
                     await self._read()
             self._error = self._statement.timeout(self._timeout_s) if self._scope.cancelled_caught else None
-        except Exception as error:  # noqa: BLE001 - whatever it is belongs to the caller, not to the host
+        except Exception as error:
             self._error = self._statement.translated(error)
 
     def end(self) -> None:

@@ -19,12 +19,21 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from perdure.errors import QueryError, QueryRefusedError, StorageWriteError
-from perdure.storage.files import InstanceFile
+from perdure.storage.files import InstanceFile, concerns_file, storage_error
 
 VIEWS: Final = frozenset({"instance", "steps", "attempts", "events", "streams", "history"})
 PREFIX: Final = "/* user */ "
 READ_PRAGMAS: Final = frozenset(
-    {"table_info", "table_xinfo", "index_list", "index_info", "foreign_key_list", "foreign_key_check", "table_list", "data_version"}
+    {
+        "table_info",
+        "table_xinfo",
+        "index_list",
+        "index_info",
+        "foreign_key_list",
+        "foreign_key_check",
+        "table_list",
+        "data_version",
+    }
 )
 WRITES: Final = frozenset({sqlite3.SQLITE_INSERT, sqlite3.SQLITE_UPDATE, sqlite3.SQLITE_DELETE})
 CREATES: Final = frozenset(
@@ -78,7 +87,9 @@ class _Guard:
         self.active = False
         self.refused = ""
 
-    def __call__(self, action: int, one: str | None, two: str | None, _database: str | None, _inner: str | None) -> int:
+    def __call__(
+        self, action: int, one: str | None, two: str | None, _database: str | None, _inner: str | None
+    ) -> int:
         if not self.active:
             return sqlite3.SQLITE_OK
         reason = _refusal(action, one or "", two or "")
@@ -116,7 +127,8 @@ class Sql:
         """Run one statement and return its rows.
 
         Raises `QueryRefusedError` for what is not allowed here, `QueryError` with SQLite's text
-        for what fails. A statement that fails has changed nothing.
+        for what fails. A statement that fails has changed nothing. A full or failing disk raises
+        `StorageFullError` or `StorageWriteError` and resets the instance.
 
         >>> # inside step.transaction:
         >>> # sql.exec("UPDATE accounts SET balance = balance - ? WHERE id = ?", 10, "ada")
@@ -127,10 +139,13 @@ class Sql:
             cursor = self._file.connection.execute(PREFIX + query, bindings)
             rows = cursor.fetchall()
         except (sqlite3.Error, sqlite3.Warning) as error:
+            if isinstance(error, sqlite3.Error) and concerns_file(error):
+                self._file.failure = self._file.failure or storage_error(error, self._file.path)
+                raise self._file.failure from error
             raise self._error(query, error) from error
         finally:
             self._guard.active = False
-            if not self._file.connection.in_transaction:
+            if not self._file.connection.in_transaction and self._file.failure is None:
                 self._file.failure = StorageWriteError(
                     f"a statement ended the transaction of {self._file.path}: {query!r}; the instance goes back to its"
                     " last commit",

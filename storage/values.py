@@ -48,7 +48,7 @@ def put_value(file: InstanceFile, value: Stored | None) -> tuple[Stored | None, 
     size = check_size(value)
     if size <= VALUE_BYTES_INLINE_MAX:
         return value, None, size
-    (last,) = file.execute(LAST).fetchone()
+    ((last,),) = file.fetch(LAST)
     number = 1 if last is None else last // PIECES_MAX + 1
     data = memoryview(value if isinstance(value, bytes) else value.encode())
     first = number * PIECES_MAX
@@ -64,5 +64,5 @@ def get_value(file: InstanceFile, inline: Stored | None, reference: int | None) 
     if reference is None:
         return inline
     first = abs(reference) * PIECES_MAX
-    data = b"".join(row[0] for row in file.execute(PIECES, (first, first + PIECES_MAX)))
+    data = b"".join(row[0] for row in file.fetch(PIECES, (first, first + PIECES_MAX)))
     return data if reference < 0 else data.decode()
