@@ -60,7 +60,7 @@ class _QuietLog(logging.LoggerAdapter[logging.Logger]):
         self._key = key
         self._journal = journal
 
-    def isEnabledFor(self, level: int) -> bool:
+    def isEnabledFor(self, level: int) -> bool:  # noqa: N802 - the name that logging calls
         return (level >= logging.WARNING or not self._journal.replaying) and super().isEnabledFor(level)
 
     def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
@@ -129,6 +129,11 @@ class Actor:
     def kept_warm_by(self) -> str | None:
         """What keeps it from hibernating, for people."""
         return None if self._run is None else self._run.kept_warm_by
+
+    @property
+    def open_steps(self) -> list[str]:
+        """The names of the calls made and not finished, in order."""
+        return [] if self._run is None else [repr(call.name) for call in self._run.open_calls]
 
     # -- life ------------------------------------------------------------------------------
 
@@ -332,8 +337,8 @@ class Actor:
 
     def receive(self, type_: str, payload: Stored, *, token: str | None) -> None:
         """Put an event into the file and hand it on. Raises `InstanceFinishedError`."""
-        self._require_unfinished(f"event {type_!r}")
-        self.mailbox.receive(type_, payload, token=token)
+        if not self._was_done(f"event {type_!r}", token):
+            self.mailbox.receive(type_, payload, token=token)
 
     def hibernate(self) -> None:
         """Stop the run so that the instance can leave memory. Only when `is_parked`."""
@@ -365,9 +370,8 @@ class Actor:
 
     def pause(self, *, who: str | None, token: str | None) -> None:
         """Let steps under way finish, start no more, freeze the timers."""
-        self._require_unfinished("pause")
         status = self.lifecycle.state.status
-        if status in ("paused", "waiting_for_pause") or not self._command("pause", who, token):
+        if self._was_done("pause", token) or status in ("paused", "waiting_for_pause") or not self._command("pause", who, token):
             return
         at_ms = self._host.clock.wall_ms()
         if self._run is None or self._run.pause():
@@ -377,9 +381,8 @@ class Actor:
 
     def resume(self, *, who: str | None, token: str | None) -> None:
         """Take a pause back: waiting deadlines move by its length."""
-        self._require_unfinished("resume")
         state = self.lifecycle.state
-        if state.status not in ("paused", "waiting_for_pause", "dead"):
+        if self._was_done("resume", token) or state.status not in ("paused", "waiting_for_pause", "dead"):
             return
         if not self._command("resume", who, token):
             return
@@ -391,8 +394,7 @@ class Actor:
 
     def terminate(self, *, who: str | None, token: str | None) -> None:
         """End the instance: attempts under way are cancelled, and waited for."""
-        self._require_unfinished("terminate")
-        if not self._command("terminate", who, token):
+        if self._was_done("terminate", token) or not self._command("terminate", who, token):
             return
         self._ending = "terminate"
         if self._run is not None:
@@ -403,13 +405,20 @@ class Actor:
     def _command(self, command: str, who: str | None, token: str | None) -> bool:
         return self.lifecycle.command(command, at_ms=self._host.clock.wall_ms(), actor=who, token=token)
 
-    def _require_unfinished(self, what: str) -> None:
+    def _was_done(self, what: str, token: str | None) -> bool:
+        """Whether a finished instance got this very command before it ended: its reply was lost.
+
+        Raises `InstanceFinishedError` for any other command to a finished one.
+        """
         status = self.lifecycle.state.status
         if status in FINISHED:
+            if token is not None and (self.lifecycle.knows(token) or self.mailbox.knows(token)):
+                return True
             raise InstanceFinishedError(
                 f"{self.key} has finished ({status}), so {what} cannot reach it", workflow=self.key.workflow,
                 instance_id=self.key.id,
             )  # fmt: skip
+        return False
 
     # -- reports ---------------------------------------------------------------------------
 

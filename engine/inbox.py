@@ -24,7 +24,7 @@ import trio
 
 from perdure.engine.instance import Instance
 from perdure.engine.loop import GameLoop
-from perdure.errors import CommandError, PerdureError
+from perdure.errors import CommandError, PerdureError, StateError
 from perdure.storage.records import Key, Message, Reply
 
 logger: Final = logging.getLogger("perdure.engine")
@@ -119,13 +119,21 @@ class Inbox:
         queue = self._queues[key]
         while queue:
             message = queue[0]
-            reply = await self._carry_out(message)
-            at_ms = self._loop.host.clock.wall_ms()
-            await self._loop.writer.write(
-                lambda catalog, m=message, r=reply: catalog.done(m.seq, r, at_ms=at_ms)
-            )  # type: ignore[misc]  # defaults bind the loop's variables
+            await self._reply(message, await self._carry_out(message))
             queue.pop(0)
         del self._queues[key]
+
+    async def _reply(self, message: Message, reply: Reply) -> None:
+        """Write the reply; its sender waits for it, so a disk that is full is waited for too."""
+        at_ms = self._loop.host.clock.wall_ms()
+        while True:
+            try:
+                await self._loop.writer.write(lambda catalog: catalog.done(message.seq, reply, at_ms=at_ms))
+            except StateError as error:
+                logger.error("the reply to %s cannot be written: %s", message.command, error)
+                await trio.sleep(LOOK_S)
+            else:
+                return
 
     async def _carry_out(self, message: Message) -> Reply:
         try:

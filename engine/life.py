@@ -6,14 +6,15 @@ while they write, and after which the life looks again whether there is somethin
 Invariants:
     The catalog marks the row open, durably, before the file is first changed.
     Who waits for an outcome is told after it is durable, and before the file is closed.
-    A file is closed off the loop, and the catalog is told after that.
+    A file is closed off the loop, and the catalog is told after that, however long it cannot be.
+    What a file is made from stays in the catalog until the file durably holds it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any, Final, Protocol
 
 import trio
@@ -34,6 +35,7 @@ from perdure.actors.outcome import (
 from perdure.actors.workflow import Definition
 from perdure.engine.folder import StateFolder
 from perdure.errors import InstanceDamagedError, PerdureError, StateError, StateVersionError
+from perdure.storage.catalog import Catalog
 from perdure.storage.disk import Disk
 from perdure.storage.files import InstanceFile, create_file, open_file, remove_file, storage_error
 from perdure.storage.lifecycle import bear, is_born, read_state
@@ -49,9 +51,9 @@ from perdure.storage.records import (
 )
 from perdure.storage.writer import CatalogWriter
 
+AtRest = Completed | Failed | Terminated | Paused | Parked | Dead | Interrupted
+"""Every outcome but a failed write."""
 logger: Final = logging.getLogger("perdure.engine")
-RESET_DELAY_S: Final = 5.0
-"""How long an instance rests after a failed write: a full disk does not get better at once."""
 
 
 class Owner(Protocol):
@@ -75,7 +77,9 @@ class Owner(Protocol):
 
 
 class Life:
-    """One instance in memory. `opened` and `closed` are events; `error` says why opening failed."""
+    """One instance in memory. `opened` and `closed` are events; `error` says why opening failed,
+    `stuck` why the catalog cannot be told that it is at rest.
+    """
 
     def __init__(self, key: Key, owner: Owner, definition: Definition | None) -> None:
         self.key = key
@@ -85,6 +89,7 @@ class Life:
         self.closed = trio.Event()
         self.error: PerdureError | None = None
         self.ending = False
+        self.stuck: StateError | None = None
         self.crashes = 0
         self.quiet_timer_set = False
         self._owner = owner
@@ -93,6 +98,7 @@ class Life:
         self._unused = trio.Event()
         self._touched = False
         self._shutting_down = False
+        self._again = trio.Event()
 
     # -- from birth to rest ----------------------------------------------------------------
 
@@ -111,7 +117,8 @@ class Life:
             logger.exception("%s met an internal error", self.key)
             self.error = PerdureError(f"{self.key} met an internal error: {error!r}")
             with trio.CancelScope(shield=True):
-                await self._settle("dead", f"internal error: {error!r}", None, None, None, None)
+                await self._close()
+                await self._bury(f"internal error: {error!r}")
         finally:
             self.ending = True
             self.opened.set()
@@ -124,11 +131,11 @@ class Life:
         if epoch is None:
             epoch = await owner.writer.write(lambda catalog: catalog.claim(self.key, owner.worker))
         birth = decode_birth(row.birth)
-        self.file = await self._file(birth)
-        self.file.owner = self.key
-        if birth is not None and not is_born(self.file):
-            bear(self.file, owner.host.gate, birth, row.params, epoch=epoch)
-        self.actor = Actor(self._definition, self.file, owner.host, owner.env, on_quiet=owner.quiet)
+        file = await self._file(birth)
+        file.owner = self.key
+        if birth is not None and not is_born(file):
+            bear(file, owner.host.gate, birth, row.params, epoch=epoch)
+        self.actor = Actor(self._definition, file, owner.host, owner.env, on_quiet=owner.quiet)
         if self.actor.lifecycle.state.epoch != epoch:
             self.actor.lifecycle.own(epoch)
         if birth is not None and birth.event_type is not None and birth.event_payload is not None:
@@ -145,13 +152,11 @@ class Life:
         """Open the file; make it where it has still to be born, in the place of another incarnation."""
         owner = self._owner
         path = owner.folder.instance(self.key)
-        if birth is None:
-            return open_file(path, disk=owner.disk, durability=owner.durability)
-        if path.exists():
-            file = open_file(path, disk=owner.disk, durability=owner.durability)
-            if not is_born(file) or read_state(file).incarnation == birth.incarnation:
+        if birth is None or path.exists():
+            file = self.file = open_file(path, disk=owner.disk, durability=owner.durability)
+            if birth is None or not is_born(file) or read_state(file).incarnation == birth.incarnation:
                 return file
-            await trio.to_thread.run_sync(file.close)
+            await self._close()
             await trio.to_thread.run_sync(remove_file, path)
         durable = owner.durability == "full"
         try:
@@ -159,7 +164,8 @@ class Life:
                 await trio.to_thread.run_sync(lambda: create_file(path, disk=owner.disk, durable=durable))
         except OSError as error:
             raise storage_error(error, path) from error
-        return open_file(path, disk=owner.disk, durability=owner.durability)
+        self.file = open_file(path, disk=owner.disk, durability=owner.durability)
+        return self.file
 
     async def _advance(self) -> Outcome:
         """Advance until the outcome stands and no command has come in the meantime."""
@@ -189,12 +195,21 @@ class Life:
                     outcome = Broken(error=error)
             if not isinstance(outcome, Broken | Interrupted):
                 owner.announce(self.key, outcome)
+            await self._close()
+            if isinstance(outcome, Broken):
+                await self._reset(outcome.error)
+                return
+            key = self.key
             status, reason, wake = self._summary(outcome, actor)
             state = actor.lifecycle.state
-            await self._close()
-            await self._settle(status, reason, wake, state.started_at_ms, state.ended_at_ms, state.version)
+            await self._tell(
+                lambda catalog: catalog.settle(
+                    key, status, reason=reason, started_at_ms=state.started_at_ms, ended_at_ms=state.ended_at_ms,
+                    wake=wake, version=state.version,
+                )
+            )  # fmt: skip
 
-    def _summary(self, outcome: Outcome, actor: Actor) -> tuple[Status, str | None, Deadline | None]:
+    def _summary(self, outcome: AtRest, actor: Actor) -> tuple[Status, str | None, Deadline | None]:
         clock = self._owner.host.clock
         match outcome:
             case Completed():
@@ -217,46 +232,51 @@ class Life:
                 return "waiting", reason, wake
             case Interrupted():
                 return "running", "its runtime ended", deadline_in(clock, 0)
-            case Broken(error=InstanceDamagedError() as error):
-                logger.error("%s is damaged: %s", self.key, error)
-                return "dead", str(error), None
-            case Broken(error=error):
-                logger.error("%s was reset: %s", self.key, error)
-                return "running", str(error), deadline_in(clock, RESET_DELAY_S)
-
-    async def _settle(
-        self, status: Status, reason: str | None, wake: Deadline | None, started_at_ms: int | None,
-        ended_at_ms: int | None, version: str | None,
-    ) -> None:  # fmt: skip
-        key = self.key
-        try:
-            await self._owner.writer.write(
-                lambda catalog: catalog.settle(
-                    key, status, reason=reason, started_at_ms=started_at_ms, ended_at_ms=ended_at_ms, wake=wake,
-                    version=version,
-                )
-            )  # fmt: skip
-        except StateError as error:  # the row stays marked open, so that the next start looks at the file
-            logger.error("%s is at rest, and the catalog could not be told: %s", key, error)
 
     async def _failed_to_open(self, error: PerdureError) -> None:
         """Report an instance whose file cannot be used; the others go on."""
         self.error = error
         self.ending = True
-        logger.error("%s cannot be opened: %s", self.key, error)
+        self.opened.set()
         with trio.CancelScope(shield=True):
-            if isinstance(error, InstanceDamagedError | StateVersionError):
-                await self._settle("dead", str(error), None, None, None, None)
-            else:
-                wake = deadline_in(self._owner.host.clock, RESET_DELAY_S)
-                await self._settle_reset(str(error), wake)
+            await self._close()
+            await self._reset(error)
 
-    async def _settle_reset(self, reason: str, wake: Deadline) -> None:
+    async def _reset(self, error: Exception) -> None:
+        """Have the instance go on from its last commit after a rest, or never where its file cannot be read."""
+        limits, key = self._owner.host.limits, self.key
+        if isinstance(error, InstanceDamagedError | StateVersionError):
+            logger.error("%s is parked: %s", key, error)
+            await self._bury(str(error))
+            return
+        logger.error(
+            "%s goes back to its last commit and rests for %g s: %s", key, limits.reset_delay_s, error
+        )
+        wake = deadline_in(self._owner.host.clock, limits.reset_delay_s)
+        await self._tell(lambda catalog: catalog.postpone(key, reason=str(error), wake=wake))
+
+    async def _bury(self, reason: str) -> None:
         key = self.key
-        try:
-            await self._owner.writer.write(lambda catalog: catalog.postpone(key, reason=reason, wake=wake))
-        except StateError as error:
-            logger.error("%s could not be postponed: %s", key, error)
+        await self._tell(lambda catalog: catalog.bury(key, reason=reason))
+
+    async def _tell(self, operation: Callable[[Catalog], None]) -> None:
+        """Write to the catalog; where that fails, again after a rest, until it is done or the runtime ends."""
+        host = self._owner.host
+        while True:
+            try:
+                await self._owner.writer.write(operation)
+            except StateError as error:
+                logger.error("%s is at rest, and the catalog cannot be told: %s", self.key, error)
+                self.stuck = error
+            else:
+                self.stuck = None
+                return
+            if self._shutting_down:  # the row stays marked open, so that the next start looks at the file
+                return
+            timer = host.timers.at(deadline_in(host.clock, host.limits.reset_delay_s), self._again.set)
+            await self._again.wait()
+            self._again = trio.Event()
+            timer.cancel()
 
     async def _close(self) -> None:
         file, self.file = self.file, None
@@ -302,5 +322,6 @@ class Life:
     def shut_down(self) -> None:
         """End this life because the runtime is ending."""
         self._shutting_down = True
+        self._again.set()
         if self.actor is not None:
             self.actor.shut_down()

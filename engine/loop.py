@@ -26,7 +26,7 @@ from perdure.actors.outcome import Outcome
 from perdure.engine.app import App
 from perdure.engine.folder import StateFolder
 from perdure.engine.life import Life
-from perdure.errors import InstanceNotFoundError, RuntimeClosedError
+from perdure.errors import InstanceNotFoundError, RuntimeClosedError, StateError
 from perdure.storage.catalog import Catalog
 from perdure.storage.disk import Disk
 from perdure.storage.files import InstanceFile
@@ -61,6 +61,7 @@ class GameLoop:
         self.closing = False
         self._outcomes: collections.OrderedDict[Key, Outcome] = collections.OrderedDict()
         self._changes: dict[Key, trio.Event] = {}
+        self._turns: dict[Key, trio.Event] = {}
         self._ring = trio.Event()
         self._nursery: trio.Nursery | None = None
         self._next: Any = None
@@ -71,13 +72,17 @@ class GameLoop:
         """Serve until cancelled: recover what was open, then tick."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            await self._recover()
-            task_status.started()
-            while True:
-                self._ring = trio.Event()
-                self.ticks += 1
-                self._tick()
-                await self._ring.wait()
+            try:
+                await self._recover()
+                task_status.started()
+                while True:
+                    self._ring = trio.Event()
+                    self.ticks += 1
+                    self._tick()
+                    await self._ring.wait()
+            finally:
+                with trio.CancelScope(shield=True):
+                    await self.shut_down()
 
     def ring(self) -> None:
         """Have the next tick come at once."""
@@ -182,11 +187,13 @@ class GameLoop:
 
     async def _live(self, life: Life, row: CatalogRow, epoch: int | None) -> None:
         try:
-            await life.live(row, epoch=epoch)
+            # Only `shut_down` ends a life: to steps, a cancellation from elsewhere looks like the user's own.
+            with trio.CancelScope(shield=True):
+                await life.live(row, epoch=epoch)
         finally:
             if self.lives.get(life.key) is life:
                 del self.lives[life.key]
-            self.changed(life.key)
+            self._turned(life.key)
             self.ring()
 
     def quiet(self, actor: Actor) -> None:
@@ -219,32 +226,47 @@ class GameLoop:
         self._outcomes[key] = outcome
         while len(self._outcomes) > OUTCOMES_KEPT:
             self._outcomes.popitem(last=False)
-        self.changed(key)
+        self._turned(key)
 
     def outcome(self, key: Key) -> Outcome | None:
         """Return the last outcome of an instance where it is remembered."""
         return self._outcomes.get(key)
 
-    def changed(self, key: Key) -> None:
-        """Wake whoever waits for a change of the instance."""
-        event = self._changes.pop(key, None)
-        if event is not None:
-            event.set()
-
     def change_of(self, key: Key) -> trio.Event:
-        """Return an event that is set at the next change of the instance."""
+        """Return an event that is set at the next commit of the instance, or turn of its life."""
         return self._changes.setdefault(key, trio.Event())
+
+    def turn_of(self, key: Key) -> trio.Event:
+        """Return an event that is set when the instance has come to an outcome, or left memory.
+
+        Who waits for a result waits for this, and so is not woken at every commit.
+        """
+        return self._turns.setdefault(key, trio.Event())
+
+    def _turned(self, key: Key) -> None:
+        for waiting in (self._changes, self._turns):
+            event = waiting.pop(key, None)
+            if event is not None:
+                event.set()
 
     def committed(self, file: InstanceFile) -> None:
         """A file was committed: those who follow the instance look again."""
         key = file.owner
         if isinstance(key, Key):
-            self.changed(key)
+            event = self._changes.pop(key, None)
+            if event is not None:
+                event.set()
             life = self.lives.get(key)
             if life is not None and life.crashes and life.actor is not None and life.actor.journal.progress:
                 life.crashes = 0
                 assert self._nursery is not None
-                self._nursery.start_soon(self.writer.write, lambda catalog: catalog.forgive(key))
+                self._nursery.start_soon(self._forgive, key)
+
+    async def _forgive(self, key: Key) -> None:
+        try:
+            await self.writer.write(lambda catalog: catalog.forgive(key))
+        except StateError as error:  # they are then counted until it rests, which is no harm
+            logger.warning("the catalog could not be told that %s recovered: %s", key, error)
 
     def failed(self, file: InstanceFile, _error: Exception) -> None:
         """A file's commit or sync failed: reset its actor."""
@@ -263,6 +285,8 @@ class GameLoop:
         while True:
             life = self.lives.get(key) or self.begin(self.require(key))
             if life.ending:
+                if life.stuck is not None:
+                    raise life.stuck
                 await life.closed.wait()
                 continue
             async with life.use() as actor:
@@ -301,6 +325,14 @@ class GameLoop:
             life.shut_down()
         for life in list(self.lives.values()):
             await life.closed.wait()
+
+    @property
+    def still_running(self) -> list[str]:
+        """What keeps the lives that are left from ending, for people."""
+        return [
+            f"{key}: {', '.join(life.actor.open_steps) if life.actor else 'opening'}"
+            for key, life in self.lives.items()
+        ]
 
 
 class _All:

@@ -8,11 +8,12 @@ every file.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar, overload
+from typing import Any, Final, Literal, Protocol, TypeVar, overload
 
 import msgspec
 import trio
@@ -30,19 +31,21 @@ from perdure.engine.folder import StateFolder
 from perdure.engine.inbox import Doorbell, Inbox
 from perdure.engine.instance import Instance
 from perdure.engine.loop import GameLoop
+from perdure.engine.parts import Parts, leave_hard
 from perdure.engine.timers import TimerQueue, WaitingClock
 from perdure.errors import (
     InstanceExistsError,
     InstanceNotFoundError,
     InvalidArgumentError,
     RuntimeClosedError,
+    StateError,
 )
 from perdure.limits import Limits
 from perdure.storage.catalog import Catalog, open_catalog
 from perdure.storage.check import check_after_machine_death
 from perdure.storage.codec import Codec
 from perdure.storage.disk import Disk, DiskStatistics
-from perdure.storage.files import InstanceFile
+from perdure.storage.files import PAGE_BYTES, InstanceFile
 from perdure.storage.gate import Gate, GateStatistics
 from perdure.storage.locks import FolderLock
 from perdure.storage.names import check_event_type, check_instance_id
@@ -52,6 +55,7 @@ from perdure.storage.writer import CatalogStatistics, CatalogWriter
 
 P = TypeVar("P", contravariant=True)
 R = TypeVar("R", covariant=True)
+logger: Final = logging.getLogger("perdure.engine")
 IfExists = Literal["fail", "attach", "restart"]
 
 
@@ -338,49 +342,60 @@ class _Opening:
         )
         timers = TimerQueue(self.clock)
         gate = Gate(
-            durability=self.durability, threads_max=self.app.limits.sync_threads_max, on_commit=self._committed,
-            on_failure=self._failed,
+            durability=self.durability, threads_max=self.app.limits.sync_threads_max,
+            checkpoint_bytes=self.app.limits.wal_pages_max * PAGE_BYTES, on_commit=self._committed, on_failure=self._failed,
         )  # fmt: skip
         failure: BaseException | None = None
         try:
-            async with trio.open_nursery(strict_exception_groups=True) as parts:
-                parts.start_soon(writer.run)
-                parts.start_soon(timers.run)
-                parts.start_soon(gate.run)
-                worker = await self._register(writer)
-                host = Host(
-                    clock=self.clock, timers=timers, gate=gate, codec=Codec(self.app.hooks), functions=self.functions,
-                    limits=self.app.limits, replay=self.replay,
-                )  # fmt: skip
-                loop = self._loop = GameLoop(
-                    folder=self.folder, app=self.app, disk=self.disk, durability=self.durability, host=host,
-                    catalog=self.reading, writer=writer, worker=worker, env=env,
-                )  # fmt: skip
-                runtime = Runtime(loop, self.queries, timers)
-                host.runtime = runtime
-                bind = getattr(self.clock, "bind", None)
-                if bind is not None:
-                    bind(runtime)
-                doorbell = Doorbell(self.folder.doorbell)
-                inbox = Inbox(runtime, loop, doorbell)
-                await parts.start(loop.run)
-                parts.start_soon(inbox.run)
+            async with trio.open_nursery(strict_exception_groups=True) as nursery:
+                parts = Parts(nursery)
                 try:
-                    yield runtime
-                except BaseException as error:
-                    failure = error
-                with trio.CancelScope(shield=True):
-                    inbox.close()
-                    await loop.shut_down()
-                    at_ms = self.clock.wall_ms()
-                    await writer.write(lambda catalog: catalog.stop_worker(worker, at_ms))
-                parts.cancel_scope.cancel()
+                    for serve in (writer.run, timers.run, gate.run):
+                        parts.begin(serve)
+                    worker = await self._register(writer)
+                    host = Host(
+                        clock=self.clock, timers=timers, gate=gate, codec=Codec(self.app.hooks), functions=self.functions,
+                        limits=self.app.limits, replay=self.replay,
+                    )  # fmt: skip
+                    loop = self._loop = GameLoop(
+                        folder=self.folder, app=self.app, disk=self.disk, durability=self.durability, host=host,
+                        catalog=self.reading, writer=writer, worker=worker, env=env,
+                    )  # fmt: skip
+                    runtime = Runtime(loop, self.queries, timers)
+                    host.runtime = runtime
+                    bind = getattr(self.clock, "bind", None)
+                    if bind is not None:
+                        bind(runtime)
+                    inbox = Inbox(runtime, loop, Doorbell(self.folder.doorbell))
+                    await parts.start(loop.run)
+                    parts.begin(inbox.run)
+                    try:
+                        yield runtime
+                    except BaseException as error:
+                        failure = error
+                    await self._shut_down(loop, inbox, worker)
+                finally:
+                    parts.stop()
         except BaseExceptionGroup as group:
-            if len(group.exceptions) == 1:
-                raise group.exceptions[0] from None
-            raise
+            raise _only(group) from None
         if failure is not None:
             raise failure
+
+    @trio.lowlevel.enable_ki_protection
+    async def _shut_down(self, loop: GameLoop, inbox: Inbox, worker: int) -> None:
+        """Let everything come to rest within the stated time; what does not is left to the process's exit (law 5)."""
+        grace_s = self.app.limits.shutdown_grace_s
+        with trio.CancelScope(shield=True):
+            inbox.close()
+            with trio.move_on_after(grace_s) as grace:
+                await loop.shut_down()
+            if grace.cancelled_caught:
+                leave_hard(loop.still_running, grace_s)
+            at_ms = self.clock.wall_ms()
+            try:
+                await loop.writer.write(lambda catalog: catalog.stop_worker(worker, at_ms))
+            except StateError as error:  # the lock is what counts; the row only tells who had it
+                logger.warning("the end of this runtime could not be written down: %s", error)
 
     async def _register(self, writer: CatalogWriter) -> int:
         """Record this process as the owner; look after what a machine's death may have left."""
@@ -406,6 +421,14 @@ class _Opening:
     def _failed(self, file: InstanceFile, error: Exception) -> None:
         if self._loop is not None:
             self._loop.failed(file, error)
+
+
+def _only(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return the error in `group` where there is one only, however deep."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
 
 
 __all__ = ["InstanceNotFoundError", "Outcome", "Runnable", "Runtime", "RuntimeStatistics", "open_runtime"]

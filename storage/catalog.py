@@ -70,6 +70,9 @@ SETTLE: Final = """
 POSTPONE: Final = """
     UPDATE _perdure_instances SET reason = ?, wake_at = ?, wake_boot = ?, boot = ?, start_at = ?, open = 0
     WHERE workflow = ? AND id = ?"""
+BURY: Final = """
+    UPDATE _perdure_instances SET status = 'dead', reason = ?, wake_at = NULL, wake_boot = NULL, boot = NULL, open = 0
+    WHERE workflow = ? AND id = ?"""
 FORGIVE: Final = "UPDATE _perdure_instances SET crashes = 0 WHERE workflow = ? AND id = ?"
 CRASHED: Final = "UPDATE _perdure_instances SET crashes = crashes + 1 WHERE open = 1"
 REBOOT: Final = """
@@ -293,6 +296,10 @@ class Catalog:
         """Write down that an instance could not be opened now and is tried again at `wake`."""
         values = (reason, wake.wall_ms, wake.boot_ms, wake.boot, wake.wall_ms, key.workflow, key.id)
         self.connection.execute(POSTPONE, values)
+
+    def bury(self, key: Key, *, reason: str) -> None:
+        """Park an instance whose file cannot be used; what it would be made from is kept."""
+        self.connection.execute(BURY, (reason, key.workflow, key.id))
 
     def forgive(self, key: Key) -> None:
         """Forget the deaths of the process: the instance has recorded something since."""

@@ -63,9 +63,14 @@ class Disk:
         part = path.with_name(path.name + ".part")
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
         try:
-            os.write(descriptor, data)
+            left = memoryview(data)
+            while left:  # a disk that fills up takes a part before it refuses the rest
+                left = left[os.write(descriptor, left) :]
             if durable:
                 self.sync_descriptor(descriptor)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
         finally:
             os.close(descriptor)
         os.rename(part, path)

@@ -14,6 +14,7 @@ Invariants:
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import sqlite3
@@ -23,13 +24,22 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Final
 
-from perdure.errors import InstanceDamagedError, PerdureError, StateVersionError, StorageFullError, StorageWriteError
+from perdure.errors import (
+    InstanceDamagedError,
+    PerdureError,
+    StateVersionError,
+    StorageFullError,
+    StorageWriteError,
+)
 from perdure.storage.disk import Disk
 from perdure.storage.records import Durability
 
 APPLICATION_ID: Final = 0x50524455  # "PRDU"
 SCHEMA_VERSION: Final = 1
 PAGE_BYTES: Final = 4096
+ROOM_BYTES_MIN: Final = 64 * 1024  # less than a WAL with its shared memory needs
+ROWS_PER_PAGE: Final = 4
+DAMAGED: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 BUSY_MS: Final = 1_000  # somebody edits the file with sqlite3: the loop waits this long at most
 
 OPENING: Final = (
@@ -77,18 +87,48 @@ def remove_file(path: Path) -> None:
 def storage_error(error: sqlite3.Error | OSError, path: Path) -> PerdureError:
     """Return the error that tells the user what `error` means for the file `path`."""
     text = str(error)
-    if "malformed" in text or "not a database" in text:
+    if _code(error) in DAMAGED:
         return InstanceDamagedError(
             f"the file {path} is damaged ({text}): restore it from a copy, or salvage it with: sqlite3 {path} .recover"
         )
-    full = isinstance(error, OSError) and error.errno == 28
-    if full or "full" in text:
+    if _is_full(error, path):
         return StorageFullError(
             f"the disk that holds {path} is full ({text}): free some room; what was committed is intact and"
             " the instance goes on by itself",
             path=str(path),
         )
     return StorageWriteError(f"writing {path} failed: {text}; what was committed is intact", path=str(path))
+
+
+def concerns_file(error: sqlite3.Error) -> bool:
+    """Whether `error` is about the file or the disk rather than about the statement."""
+    return _code(error) in DAMAGED or _code(error) in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
+
+
+def _code(error: Exception) -> int:
+    """Return SQLite's primary code of an error, 0 where it has none."""
+    code: int = getattr(error, "sqlite_errorcode", 0)
+    return code & 0xFF
+
+
+def _is_full(error: sqlite3.Error | OSError, path: Path) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if _code(error) == sqlite3.SQLITE_FULL:
+        return True
+    # Where the shared memory beside a WAL finds no room, SQLite says no more than "disk I/O error".
+    return (
+        _code(error) in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
+        and _room_bytes(path.parent) < ROOM_BYTES_MIN
+    )
+
+
+def _room_bytes(folder: Path) -> int:
+    try:
+        disk = os.statvfs(folder)
+    except OSError:
+        return ROOM_BYTES_MIN
+    return disk.f_bavail * disk.f_frsize if disk.f_favail else 0
 
 
 class InstanceFile:
@@ -100,6 +140,7 @@ class InstanceFile:
 
     __slots__ = (
         "_closed",
+        "_changes",
         "_disk",
         "_durability",
         "_execute",
@@ -119,7 +160,9 @@ class InstanceFile:
         "ticket",
     )
 
-    def __init__(self, path: Path, connection: sqlite3.Connection, *, disk: Disk, durability: Durability) -> None:
+    def __init__(
+        self, path: Path, connection: sqlite3.Connection, *, disk: Disk, durability: Durability
+    ) -> None:
         self.path = path
         self.connection = connection
         self._execute: Callable[..., sqlite3.Cursor] = connection.execute
@@ -136,6 +179,7 @@ class InstanceFile:
         self._disk = disk
         self._durability = durability
         self._in_transaction = False
+        self._changes = connection.total_changes
         self._wal: int | None = None
         self._closed = False
 
@@ -147,21 +191,36 @@ class InstanceFile:
     def execute(self, sql: str, values: Sequence[object] = ()) -> sqlite3.Cursor:
         """Run one of the runtime's own statements. A failure marks the file: its actor is reset.
 
-        Raises `StorageWriteError` or `StorageFullError`.
+        Raises `StorageWriteError`, `StorageFullError` or `InstanceDamagedError`.
         """
+        if self.failure is not None:  # SQLite may have rolled back: this would be a transaction of its own
+            raise self.failure
         try:
             return self._execute(sql, values)
         except sqlite3.Error as error:
-            self.failure = self.failure or storage_error(error, self.path)
-            raise self.failure from error
+            raise self._fail(error) from error
+
+    def fetch(self, sql: str, values: Sequence[object] = ()) -> list[Any]:
+        """Run one reading statement and return all its rows; errors as in `execute`."""
+        cursor = self.execute(sql, values)
+        try:
+            return cursor.fetchall()
+        except sqlite3.Error as error:  # damage shows where a row is read, not where the statement begins
+            raise self._fail(error) from error
 
     def execute_many(self, sql: str, values: Iterable[Sequence[object]]) -> None:
         """Run one statement for each of `values`; errors as in `execute`."""
+        if self.failure is not None:
+            raise self.failure
         try:
             self.connection.executemany(sql, values)
         except sqlite3.Error as error:
-            self.failure = self.failure or storage_error(error, self.path)
-            raise self.failure from error
+            raise self._fail(error) from error
+
+    def _fail(self, error: sqlite3.Error) -> Exception:
+        if self.failure is None:
+            self.failure = storage_error(error, self.path)
+        return self.failure
 
     def begin(self) -> None:
         """Begin the tick's transaction, and refuse when the file belongs to another owner now."""
@@ -171,7 +230,8 @@ class InstanceFile:
         if row is not None and row[0] != self.epoch:
             self.rollback()
             raise StorageWriteError(
-                f"{self.path} was taken over by another owner (epoch {row[0]}, ours {self.epoch})", path=str(self.path)
+                f"{self.path} was taken over by another owner (epoch {row[0]}, ours {self.epoch})",
+                path=str(self.path),
             )
 
     def commit(self) -> None:
@@ -180,7 +240,11 @@ class InstanceFile:
         self._in_transaction = False
         self.stamp += 1
         self.generation += 1
-        self.bytes_since_checkpoint += 3 * PAGE_BYTES
+        # SQLite does not tell how much a commit added to the WAL: three pages for an ordinary one, and
+        # for a user's statements, a page for every few rows.
+        changes = self.connection.total_changes
+        self.bytes_since_checkpoint += (3 + (changes - self._changes) // ROWS_PER_PAGE) * PAGE_BYTES
+        self._changes = changes
 
     def rollback(self) -> None:
         """Drop what was written since `begin`."""
@@ -197,9 +261,22 @@ class InstanceFile:
             self._disk.sync_directory(self.path.parent)
             self.directory_synced = True
 
-    def checkpoint(self) -> None:
-        """Move the WAL's pages into the file, synced through SQLite. Runs off the loop."""
+    def prepare_checkpoint(self) -> None:
+        """Get ready for `checkpoint`: from here on SQLite syncs the header with which a WAL starts over.
+
+        Without that the disk could have frames of the new round under the header of the old one
+        after a power failure, and SQLite would play old frames back over newer pages. Called in the
+        loop, outside a transaction.
+        """
         self.bytes_since_checkpoint = 0
+        if self._durability == "full":
+            self._execute("PRAGMA synchronous=NORMAL")
+
+    def checkpoint(self) -> None:
+        """Move the WAL's pages into the file, synced through SQLite. Runs off the loop, after `prepare_checkpoint`.
+
+        Raises `sqlite3.Error`; nothing is lost then, and the WAL goes on growing.
+        """
         connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
         try:
             connection.execute(f"PRAGMA busy_timeout={BUSY_MS}")
@@ -217,8 +294,8 @@ class InstanceFile:
             self.rollback()
             if self._durability == "full":
                 self._execute("PRAGMA synchronous=FULL")
-            self.connection.close()
         finally:
+            self.connection.close()
             if self._wal is not None:
                 os.close(self._wal)
                 self._wal = None
@@ -231,7 +308,9 @@ def open_file(path: Path, *, disk: Disk, durability: Durability) -> InstanceFile
     one that is missing, not ours, or unreadable. Nothing is changed then.
     """
     if not path.exists():
-        raise InstanceDamagedError(f"the file {path} is missing; `perdure repair` drops its row from the catalog")
+        raise InstanceDamagedError(
+            f"the file {path} is missing; `perdure repair` drops its row from the catalog"
+        )
     connection: sqlite3.Connection | None = None
     try:
         connection = sqlite3.connect(
@@ -243,7 +322,7 @@ def open_file(path: Path, *, disk: Disk, durability: Durability) -> InstanceFile
     except sqlite3.DatabaseError as error:
         if connection is not None:
             connection.close()
-        if "full" in str(error) or "I/O" in str(error):
+        if _code(error) not in DAMAGED:  # locked by a tool, no room, no descriptors left: it may pass
             raise storage_error(error, path) from error
         raise InstanceDamagedError(
             f"the file {path} cannot be read ({error}); nothing was changed in it. Restore it from a copy, or"
@@ -260,12 +339,16 @@ def _check_header(connection: sqlite3.Connection, path: Path) -> None:
     (application_id,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if application_id != APPLICATION_ID:
-        raise InstanceDamagedError(f"the file {path} is not an instance of Perdure (application_id {application_id:#x})")
+        raise InstanceDamagedError(
+            f"the file {path} is not an instance of Perdure (application_id {application_id:#x})"
+        )
     if version > SCHEMA_VERSION:
         raise StateVersionError(
             f"the file {path} has schema version {version}; this Perdure knows up to {SCHEMA_VERSION}: upgrade perdure",
             path=str(path),
         )
     while version < SCHEMA_VERSION:
-        connection.executescript(f"BEGIN IMMEDIATE;{MIGRATIONS[version]};PRAGMA user_version={version + 1};COMMIT")
+        connection.executescript(
+            f"BEGIN IMMEDIATE;{MIGRATIONS[version]};PRAGMA user_version={version + 1};COMMIT"
+        )
         version += 1

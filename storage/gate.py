@@ -31,10 +31,12 @@ import msgspec
 import trio
 
 from perdure.errors import StateError
-from perdure.storage.files import InstanceFile, storage_error
+from perdure.limits import Limits
+from perdure.storage.files import PAGE_BYTES, InstanceFile, storage_error
 from perdure.storage.records import Durability
 
 logger: Final = logging.getLogger("perdure.storage")
+CHECKPOINT_BYTES: Final = Limits().wal_pages_max * PAGE_BYTES
 
 
 class GateStatistics(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,7 +71,7 @@ class Gate:
         *,
         durability: Durability,
         threads_max: int,
-        checkpoint_bytes: int,
+        checkpoint_bytes: int = CHECKPOINT_BYTES,
         on_commit: Callable[[InstanceFile], None] | None = None,
         on_failure: Callable[[InstanceFile, Exception], None] | None = None,
     ) -> None:

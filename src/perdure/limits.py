@@ -69,6 +69,9 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     sync_threads_max: int = 4
     """Threads that wait for the disk while instance files are synced one by one."""
 
+    reset_delay_s: float = 5.0
+    """An instance whose write failed rests this long: a full disk does not get better at once."""
+
     shutdown_grace_s: float = 10.0
     """After this long a shutdown stops waiting for step functions and exits hard."""
 
