@@ -62,6 +62,10 @@ class Mailbox:
         self.match()
         return event is not None
 
+    def knows(self, token: str) -> bool:
+        """Whether the message with this token brought its event."""
+        return self._mail.knows(token)
+
     def register(self, wait: Wait) -> None:
         """Queue a wait at the place that its step has, and serve it if an event is there."""
         self._live[wait.step.seq] = wait

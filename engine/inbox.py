@@ -24,7 +24,7 @@ import trio
 
 from perdure.engine.instance import Instance
 from perdure.engine.loop import GameLoop
-from perdure.errors import CommandError, PerdureError, StateError
+from perdure.errors import CommandError, PerdureError, RuntimeClosedError, StateError, UnknownWorkflowError
 from perdure.storage.records import Key, Message, Reply
 
 logger: Final = logging.getLogger("perdure.engine")
@@ -107,6 +107,9 @@ class Inbox:
             if message.seq <= self._seen:
                 continue
             self._seen = message.seq
+            if message.command == "sync":  # a reader need not wait for a command that takes its time
+                nursery.start_soon(self._serve_one, message)
+                continue
             key = Key(message.workflow, message.id)
             queue = self._queues.get(key)
             if queue is None:
@@ -118,10 +121,14 @@ class Inbox:
     async def _serve(self, key: Key) -> None:
         queue = self._queues[key]
         while queue:
-            message = queue[0]
-            await self._reply(message, await self._carry_out(message))
+            await self._serve_one(queue[0])
             queue.pop(0)
         del self._queues[key]
+
+    async def _serve_one(self, message: Message) -> None:
+        reply = await self._carry_out(message)
+        if reply is not None:
+            await self._reply(message, reply)
 
     async def _reply(self, message: Message, reply: Reply) -> None:
         """Write the reply; its sender waits for it, so a disk that is full is waited for too."""
@@ -135,9 +142,16 @@ class Inbox:
             else:
                 return
 
-    async def _carry_out(self, message: Message) -> Reply:
+    async def _carry_out(self, message: Message) -> Reply | None:
+        """Carry a command out; None where it is left for the folder's next owner."""
         try:
             value = await self._act(message)
+        except RuntimeClosedError:
+            return None
+        except UnknownWorkflowError as error:
+            if not self._loop.app.definitions:  # an owner for a moment, which runs nothing itself
+                return None
+            return Reply(ok=False, error=type(error).__name__, message=str(error))
         except PerdureError as error:
             return Reply(ok=False, error=type(error).__name__, message=str(error))
         except Exception as error:
@@ -161,9 +175,14 @@ class Inbox:
                 await instance.resume(who=who, token=token)
             case "terminate":
                 await instance.terminate(who=who, token=token)
-            case "sync":
-                await self._loop.synced(key)
+            case "sync" if not message.id:
+                for each in [each for each in self._loop.lives if each.workflow == message.workflow]:
+                    await self._loop.synced(each)
                 return None
+            case "sync":
+                return msgspec.json.encode(await instance.status()).decode()
+            case "open":  # one that is not started gets its file
+                await instance.sql("SELECT 1")
             case other:
                 raise CommandError(
                     f"this runtime does not know the command {other!r}: it is of another version"
@@ -174,6 +193,6 @@ class Inbox:
         body = msgspec.json.decode(message.body or "{}", type=CreateBody)
         params = None if body.params is None else msgspec.json.decode(body.params)
         instance = await self._runtime.create(
-            message.workflow, params=params, id=message.id, if_exists=body.if_exists
+            message.workflow, params=params, id=message.id, if_exists=body.if_exists, token=message.token
         )
         return str(instance.id)

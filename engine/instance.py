@@ -29,7 +29,7 @@ from perdure.errors import (
 )
 from perdure.storage.failure import failure_summary, restore_failure
 from perdure.storage.names import check_event_type
-from perdure.storage.peek import peek_state
+from perdure.storage.peek import peek_state, peek_token
 from perdure.storage.query import QueryHost, Row, RowStream
 from perdure.storage.records import FINISHED, CatalogRow, InstanceState, Key, Status
 
@@ -221,24 +221,27 @@ class Instance(Generic[R]):
         """
         check_event_type(type)
         stored, _ = self._loop.host.codec.coder(Any).record(payload)
-        await self._command(lambda actor: actor.receive(type, stored, token=token))
+        await self._command(lambda actor: actor.receive(type, stored, token=token), token)
 
     async def pause(self, *, who: str | None = None, token: str | None = None) -> None:
         """Let steps under way finish, start no more, and freeze the timers."""
-        await self._command(lambda actor: actor.pause(who=who, token=token))
+        await self._command(lambda actor: actor.pause(who=who, token=token), token)
 
     async def resume(self, *, who: str | None = None, token: str | None = None) -> None:
         """Take a pause back, or revive a dead instance. Waiting deadlines move by the pause's length."""
-        await self._command(lambda actor: actor.resume(who=who, token=token))
+        await self._command(lambda actor: actor.resume(who=who, token=token), token)
 
     async def terminate(self, *, who: str | None = None, token: str | None = None) -> None:
         """End the instance. Attempts under way are cancelled and waited for. Returns once that is durable."""
-        await self._command(lambda actor: actor.terminate(who=who, token=token))
+        await self._command(lambda actor: actor.terminate(who=who, token=token), token)
         await self._loop.closed(self.key)
 
-    async def _command(self, act: Any) -> None:
+    async def _command(self, act: Any, token: str | None) -> None:
         row = self._loop.require(self.key)
         if row.status in FINISHED and self.key not in self._loop.lives:
+            path = self._loop.folder.instance(self.key)
+            if token is not None and await trio.to_thread.run_sync(peek_token, path, token):
+                return  # it was carried out, and its reply was lost with an earlier owner
             raise InstanceFinishedError(
                 f"{self.key} has finished ({row.status}): nothing can reach it any more", workflow=self.key.workflow,
                 instance_id=self.key.id,

@@ -8,6 +8,7 @@ every file.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import os
 from collections.abc import AsyncIterator, Sequence
@@ -110,20 +111,20 @@ class Runtime:
     async def create(
         self, cls: str, *, params: Any = None, id: str | None = None, if_exists: IfExists = "fail",
         at: datetime | None = None, timeout: Duration | None = None, event: tuple[str, Any] | None = None,
-        tags: Sequence[str] | None = None,
+        tags: Sequence[str] | None = None, token: str | None = None,
     ) -> Instance[Any]: ...  # fmt: skip
 
     async def create(
         self, cls: Any, *, params: Any = None, id: str | None = None, if_exists: IfExists = "fail",
         at: datetime | None = None, timeout: Duration | None = None, event: tuple[str, Any] | None = None,
-        tags: Sequence[str] | None = None,
+        tags: Sequence[str] | None = None, token: str | None = None,
     ) -> Instance[Any]:  # fmt: skip
         """Create an instance and return its handle, once the creation is durable. It starts by itself.
 
         `params` are checked against the annotation of the workflow's `event`; `id` is a random
         one by default; `if_exists` says what happens where the id is in use; `at` delays the
         start; `timeout` is of the whole run, from its creation; `event`, a pair (type, payload), is
-        there before the first step runs.
+        there before the first step runs; `token`, where given, makes creating it again harmless.
 
         Raises `InvalidParamsError`, `InvalidIdError`, `InstanceExistsError`, `UnknownWorkflowError`.
         Nothing has happened then.
@@ -135,7 +136,12 @@ class Runtime:
         start_at_ms = None if at is None else point_in_time(at)
         key = Key(definition.name, birth.id)
         instance: Instance[Any] = Instance(key, self._loop, self.queries, definition)
-        if if_exists != "fail" and self._loop.catalog.find(key) is not None:
+        row = self._loop.catalog.find(key)
+        if token is not None:  # an incarnation made of it tells whose creation is there
+            birth = msgspec.structs.replace(birth, incarnation=_incarnation(token))
+            if row is not None and row.incarnation == birth.incarnation:
+                return instance
+        if if_exists != "fail" and row is not None:
             if if_exists == "attach":
                 return instance
             await self._make_way(key)
@@ -429,6 +435,10 @@ def _only(group: BaseExceptionGroup[BaseException]) -> BaseException:
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     return error
+
+
+def _incarnation(token: str) -> int:
+    return int.from_bytes(hashlib.blake2b(token.encode(), digest_size=8).digest()) >> 2
 
 
 __all__ = ["InstanceNotFoundError", "Outcome", "Runnable", "Runtime", "RuntimeStatistics", "open_runtime"]

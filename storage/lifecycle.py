@@ -120,11 +120,15 @@ class Lifecycle:
         self, command: str, *, at_ms: int, actor: str | None, token: str | None, detail: str | None = None
     ) -> bool:
         """Record a control command; False where its token says that it was carried out before."""
-        if token is not None and self._file.fetch(KNOWN, (token,)):
+        if token is not None and self.knows(token):
             return False
         self._gate.touch(self._file)
         self._file.execute(COMMAND, (at_ms, command, actor, detail, token, self._file.stamp))
         return True
+
+    def knows(self, token: str) -> bool:
+        """Whether the command with this token was carried out."""
+        return bool(self._file.fetch(KNOWN, (token,)))
 
 
 def bear(file: InstanceFile, gate: Gate, birth: Birth, params: Stored | None, *, epoch: int) -> None:

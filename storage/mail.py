@@ -50,7 +50,7 @@ class Mail:
 
     def add(self, type_: str, payload: Stored, *, at_ms: int, token: str | None) -> EventRow | None:
         """Record an event as received; None where its token says that it was recorded before."""
-        if token is not None and self._file.fetch(KNOWN, (token,)):
+        if token is not None and self.knows(token):
             return None
         self._gate.touch(self._file)
         inline, reference, _ = put_value(self._file, payload)
@@ -59,6 +59,10 @@ class Mail:
         event = EventRow(seq=self._seq, type=type_, payload=payload, received_at_ms=at_ms)
         self._undelivered[event.seq] = event
         return event
+
+    def knows(self, token: str) -> bool:
+        """Whether the message with this token brought its event."""
+        return bool(self._file.fetch(KNOWN, (token,)))
 
     def deliver(self, event: EventRow, step_seq: int) -> None:
         """Record that the wait with `step_seq` got the event."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 from perdure.errors import InstanceDamagedError
 from perdure.storage.disk import Disk
@@ -11,19 +14,53 @@ from perdure.storage.files import InstanceFile
 from perdure.storage.lifecycle import read_state
 from perdure.storage.records import InstanceState
 
+TOKEN: Final = """
+    SELECT 1 FROM _perdure_commands WHERE token = ?1 UNION ALL SELECT 1 FROM _perdure_events WHERE token = ?1"""
+
 
 def peek_state(path: Path) -> InstanceState:
     """Return the instance's own row. The file must be closed, and stay so meanwhile.
 
     Raises `InstanceDamagedError`.
     """
+    with _opened(path) as connection:
+        return read_state(InstanceFile(path, connection, disk=Disk(), durability="process"))
+
+
+def peek_token(path: Path, token: str) -> bool:
+    """Whether a command or an event with this token has reached the instance. Otherwise as `peek_state`."""
+    with _opened(path) as connection:
+        return connection.execute(TOKEN, (token,)).fetchone() is not None
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[sqlite3.Connection]:
     leftover = Path(f"{path}-wal").exists()  # not closed cleanly: its WAL has to be read too
     mode = "mode=ro" if leftover else "immutable=1"
     try:
         connection = sqlite3.connect(f"{path.absolute().as_uri()}?{mode}", uri=True, isolation_level=None)
         try:
-            return read_state(InstanceFile(path, connection, disk=Disk(), durability="process"))
+            yield connection
         finally:
             connection.close()
     except (sqlite3.DatabaseError, TypeError, ValueError) as error:
         raise InstanceDamagedError(f"the file {path} cannot be read: {error}") from error
+
+
+def bring_to_rest(path: Path) -> bool:
+    """Checkpoint a file that nobody has open, and remove what a crash or a reader left beside it.
+
+    Harmless where somebody does have it open: then nothing happens. Returns whether the file is
+    whole by itself now, so that it may be read as immutable by the owner of its folder.
+    """
+    wal = Path(f"{path}-wal")
+    if wal.exists():
+        with contextlib.suppress(sqlite3.Error):
+            connection = sqlite3.connect(path, isolation_level=None)
+            try:
+                connection.execute("PRAGMA synchronous=FULL")
+                connection.execute("PRAGMA wal_autocheckpoint=0")
+                connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+            finally:
+                connection.close()  # the last connection checkpoints, under an exclusive lock
+    return not wal.exists()
