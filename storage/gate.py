@@ -83,6 +83,7 @@ class Gate:
         self._on_failure = on_failure
         self._dirty: dict[InstanceFile, None] = {}
         self._work = trio.Event()
+        self._awaited = False
         self._syncing: set[InstanceFile] = set()
         self._synced = trio.Event()
         self._checkpointing: set[InstanceFile] = set()
@@ -135,6 +136,7 @@ class Gate:
         """Return the ticket of the round that will carry what `file` holds now."""
         if file.ticket is None:
             file.ticket = Ticket()
+            self._awaited = True
             self._dirty.setdefault(file)
             self._work.set()
         ticket: Ticket = file.ticket
@@ -145,14 +147,17 @@ class Gate:
         async with trio.open_nursery() as checkpoints:
             while True:
                 await self._work.wait()
-                # Everything that is ready now gets to write before the tick's commit.
-                await trio.lowlevel.checkpoint()
+                # What was ready when the first file was touched has written by now. Where nobody waits yet,
+                # what that has made ready gets to write too: the end of a group and the step behind it.
+                if not self._awaited:
+                    await trio.lowlevel.checkpoint()
                 await self._round(checkpoints)
 
     async def _round(self, checkpoints: trio.Nursery) -> None:
         batch = list(self._dirty)
         self._dirty.clear()
         self._work = trio.Event()
+        self._awaited = False
         self._rounds += 1
         waited: list[tuple[InstanceFile, Ticket, int]] = []
         for file in batch:
