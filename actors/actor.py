@@ -370,8 +370,8 @@ class Actor:
 
     def pause(self, *, who: str | None, token: str | None) -> None:
         """Let steps under way finish, start no more, freeze the timers."""
-        status = self.lifecycle.state.status
-        if self._was_done("pause", token) or status in ("paused", "waiting_for_pause") or not self._command("pause", who, token):
+        pausing = self.lifecycle.state.status in ("paused", "waiting_for_pause")
+        if self._was_done("pause", token) or pausing or not self._command("pause", who, token):
             return
         at_ms = self._host.clock.wall_ms()
         if self._run is None or self._run.pause():

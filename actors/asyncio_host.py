@@ -143,7 +143,7 @@ class Job:
             self.value = await value if inspect.isawaitable(value) else value
         except asyncio.CancelledError:
             raise
-        except BaseException as error:  # SystemExit in a task would end the whole loop
+        except BaseException as error:  # noqa: BLE001  # SystemExit in a task would end the whole loop
             self.error = error
 
     def _done(self, task: asyncio.Task[None]) -> None:

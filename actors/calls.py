@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 def caller(depth: int) -> tuple[CodeType, int]:
     """Return the code and line that called, `depth` calls above the caller of this."""
-    frame = sys._getframe(depth + 1)
+    frame = sys._getframe(depth + 1)  # noqa: SLF001 - for law 8, at every call; inspect.stack costs milliseconds
     return frame.f_code, frame.f_lineno
 
 

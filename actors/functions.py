@@ -425,7 +425,7 @@ class Box:
     def _capture(self) -> None:
         try:
             self.value = self._fn(*self._args)
-        except BaseException as error:  # raised again in the loop
+        except BaseException as error:  # noqa: BLE001  # raised again in the loop
             self.error = error
 
 

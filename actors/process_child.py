@@ -89,7 +89,7 @@ class Child:
         self._replies_fd = replies_fd
         self._calls: queue.SimpleQueue[bytearray | None] = queue.SimpleQueue()
         self._busy = False
-        self._sources = Sources(pickle.loads(_read(requests_fd) or b""))  # from our own parent
+        self._sources = Sources(pickle.loads(_read(requests_fd) or b""))  # noqa: S301  # from our own parent
 
     def serve(self) -> None:
         """Answer calls until the pipe ends."""
@@ -123,11 +123,11 @@ class Child:
             value = fn(*args, **kwargs)
         except SystemExit:
             raise
-        except BaseException as error:  # whatever it is, the parent raises it
+        except BaseException as error:  # noqa: BLE001  # whatever it is, the parent raises it
             return frame(ERROR, dump_error(error))
         try:
             return frame(VALUE, pickle.dumps(value, PICKLE_PROTOCOL))
-        except Exception as error:  # pickling runs the value's own code
+        except Exception as error:  # noqa: BLE001  # pickling runs the value's own code
             return frame(UNSENDABLE, f"a {type(value).__qualname__}: {error}".encode())
 
 
@@ -145,8 +145,8 @@ class Sources(importlib.abc.MetaPathFinder):
     def find_spec(
         self,
         fullname: str,
-        path: Sequence[str] | None,  # as the import system calls it
-        target: ModuleType | None = None,  # likewise
+        path: Sequence[str] | None,  # noqa: ARG002  # as the import system calls it
+        target: ModuleType | None = None,  # noqa: ARG002  # likewise
     ) -> importlib.machinery.ModuleSpec | None:
         """Find a module that lies outside the search path."""
         file = self._files.get(fullname)
@@ -242,7 +242,7 @@ def _reduced(error: BaseException) -> tuple[Any, ...]:
 def _dump(value: Any) -> bytes | None:
     try:
         return pickle.dumps(value, PICKLE_PROTOCOL)
-    except Exception:  # pickling runs the value's own code
+    except Exception:  # noqa: BLE001  # pickling runs the value's own code
         return None
 
 
@@ -253,7 +253,7 @@ def _sendable(value: Any) -> Any:
 def _text(error: BaseException) -> str:
     try:
         return str(error)
-    except Exception:  # a broken __str__ must not hide the error itself
+    except Exception:  # noqa: BLE001  # a broken __str__ must not hide the error itself
         return f"<no text: {type(error).__qualname__}.__str__ failed>"
 
 
@@ -321,7 +321,7 @@ def _read_exactly(fd: int, length: int) -> bytearray | None:
 def _die_with(parent_pid: int) -> None:
     """Ask the kernel to kill this process when its parent ends; the end of the pipe says it elsewhere."""
     if sys.platform == "linux":
-        import ctypes  # on one platform only, and slow to import
+        import ctypes  # noqa: PLC0415  # on one platform only, and slow to import
 
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != parent_pid:  # it ended before the line above

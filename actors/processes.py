@@ -164,7 +164,7 @@ class ChildProcess:
         with contextlib.ExitStack() as opened:
             request_read, request_write = _pipe(opened)
             reply_read, reply_write = _pipe(opened)
-            self._popen = subprocess.Popen(  # our own program, by its own path
+            self._popen = subprocess.Popen(  # noqa: S603  # our own program, by its own path
                 [
                     *(sys.executable, *_interpreter_flags(), CHILD_PROGRAM),
                     *(str(request_read), str(reply_write), str(os.getpid())),
@@ -346,7 +346,7 @@ def _culprit(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     for name, arg in named:
         try:
             pickle.dumps(arg, wire.PICKLE_PROTOCOL)
-        except Exception:  # pickling runs the argument's own code
+        except Exception:  # noqa: BLE001  # pickling runs the argument's own code
             return f"{name}, a {type(arg).__qualname__},"
     return "An argument"
 
@@ -394,7 +394,7 @@ def restore_error(payload: bytes) -> BaseException:
     parts = _parts(payload)
     try:
         error = _rebuild(parts)
-    except Exception:  # a class that cannot be rebuilt is still described
+    except Exception:  # noqa: BLE001  # a class that cannot be rebuilt is still described
         error = StepFailedError(
             f"{parts.module}.{parts.qualname}: {parts.message}",
             error_class=f"{parts.module}.{parts.qualname}",

@@ -29,7 +29,7 @@ from perdure.storage.sql import Sql
 
 T = TypeVar("T")
 K = TypeVar("K", bound=str)
-I = TypeVar("I")
+I = TypeVar("I")  # noqa: E741 - the type of an item of step.map
 Ts = TypeVarTuple("Ts")
 
 

@@ -39,7 +39,7 @@ class SystemClock:
 
     def random(self) -> float:
         """Return a random number from 0 up to 1."""
-        return random.random()
+        return random.random()  # for jitter and step.random: nothing secret
 
     def random_bits(self, bits: int) -> int:
         """Return a random whole number of that many bits, fit for ids."""
@@ -80,7 +80,7 @@ def boot_number() -> int:
 def _boot_id_elsewhere() -> str:
     command = ["/usr/sbin/sysctl", "-n", "kern.bootsessionuuid"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout  # noqa: S603 - fixed words
     except (OSError, subprocess.SubprocessError):
         # Without an id the moment of boot stands for it; a clock step then looks like another boot,
         # and the wall clock decides.

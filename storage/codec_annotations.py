@@ -144,7 +144,7 @@ def _resolve(fn: object) -> Any:
         names = _local_names(fn)
         hints = typing.get_type_hints(holder, globalns=fn.__globals__, localns=names, include_extras=True)
         annotation: Any = hints["return"]
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 (evaluating text may raise anything; it is kept as the reason)
         reason = f"{type(error).__name__}: {error}"
         return Annotated[Any, UnresolvedAnnotation(text=str(written), reason=reason)]
     origin = typing.get_origin(annotation)
@@ -197,7 +197,7 @@ def shape_of(annotation: object) -> AnnotationShape:
 
 
 def _either(left: Any, right: Any) -> Any:
-    return typing.Union[left, right]
+    return typing.Union[left, right]  # noqa: UP007 (the operands are values, known only here)
 
 
 def _metadata(annotation: object) -> tuple[object, ...]:

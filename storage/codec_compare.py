@@ -66,7 +66,7 @@ def class_name(cls: type[Any]) -> str:
     """
     try:
         module, name = str(cls.__module__), str(cls.__qualname__)
-    except Exception:
+    except Exception:  # noqa: BLE001 (a metaclass may do anything)
         return "object"
     return name if module == "builtins" else f"{module}.{name}"
 

@@ -50,7 +50,7 @@ class Describer:
             return _NO_ARGUMENTS
         try:
             raw = self._encode(args)
-        except Exception:
+        except Exception:  # noqa: BLE001 (whatever it is, the careful way does without)
             raw = self._encode(self._tolerate(args, frozenset()))
         return (raw.decode() if len(raw) <= bytes_max else None), _digest(raw)
 
@@ -58,7 +58,7 @@ class Describer:
         try:
             hook = self._hook_for(type(value))
             return _type_name(value) if hook is None else hook.encode(value)
-        except Exception:
+        except Exception:  # noqa: BLE001 (code of the user's; describing never fails)
             return _type_name(value)
 
     def _tolerate(self, value: object, around: frozenset[int]) -> Any:
@@ -69,7 +69,7 @@ class Describer:
             return value.encode("utf-8", "backslashreplace").decode()
         try:
             return self._tolerate_parts(value, around | {id(value)})
-        except Exception:
+        except Exception:  # noqa: BLE001 (code of the user's; describing never fails)
             return _type_name(value)
 
     def _tolerate_parts(self, value: object, around: frozenset[int]) -> Any:

@@ -48,7 +48,7 @@ def locate_unencodable(
             else:
                 break
         reason = _reason(value, encode)
-    except Exception:
+    except Exception:  # noqa: BLE001 (the user's own classes; locating never raises)
         reason = f"{class_name(type(value))} cannot be stored"
     return Difference(path="".join(steps), reason=reason)
 
@@ -56,7 +56,7 @@ def locate_unencodable(
 def _works(encode: Callable[[Any], bytes], value: object) -> bool:
     try:
         encode(value)
-    except Exception:
+    except Exception:  # noqa: BLE001 (that it raises is the answer)
         return False
     return True
 
@@ -86,7 +86,7 @@ def locate_invalid(error: Exception, raw: bytes, decode: Callable[[bytes], Any])
         reason = f"as a key, {reason}"
     try:
         path = _named(path, text, msgspec.json.decode(raw), decode)
-    except Exception:
+    except Exception:  # noqa: BLE001 (the pattern is still true, only less exact)
         path = match["path"]
     return Difference(path=path, reason=reason)
 
@@ -97,7 +97,7 @@ def _named(path: str, text: str, root: Any, decode: Callable[[bytes], Any]) -> s
     def fails() -> bool:
         try:
             decode(msgspec.json.encode(root))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 (what it raises is the answer)
             return str(error) == text
         return False
 

@@ -94,7 +94,7 @@ def describe_failure(error: BaseException, codec: Codec) -> str:
         raw = msgspec.json.encode(_Writer(codec).record(error))
         if len(raw) <= FAILURE_BYTES_MAX:
             return raw.decode()
-    except Exception:
+    except Exception:  # noqa: BLE001, S110 (an error that defeats the careful way is still to be stored)
         pass
     return msgspec.json.encode(_outline(error)).decode()
 
@@ -111,7 +111,7 @@ def restore_failure(text: str, *, step: str, attempt: int, codec: Codec | None =
     try:
         record = msgspec.json.decode(text, type=FailureRecord)
         return _Reader(codec or Codec(), step, attempt).error(record)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 (a damaged text must not hide that there was an error)
         reason = f"{type(error).__name__}: {error}"
         message = f"step {step!r} failed, and its stored error cannot be read ({reason})"
         return StepFailedError(message, step=step, attempt=attempt, error_message=clean_text(text))
@@ -151,7 +151,7 @@ class _Writer:
         self._around.add(id(error))
         try:
             return self._record(error)
-        except Exception:
+        except Exception:  # noqa: BLE001 (code of the user's; the others behind it are still described)
             return _outline(error)
         finally:
             self._around.discard(id(error))
@@ -207,7 +207,7 @@ def _traceback_text(error: BaseException, record: FailureRecord) -> str:
     parts = [earlier] if isinstance(earlier, str) else []
     try:
         frames = traceback.format_tb(_root_value(error, "__traceback__"), limit=-FRAMES_MAX)
-    except Exception:
+    except Exception:  # noqa: BLE001 (source lines come from loaders, which may raise anything)
         frames = ["  (its frames cannot be shown)\n"]
     if frames:
         last = f"{record.class_name}: {record.message}\n"
@@ -300,7 +300,7 @@ class _Reader:
             )
             error = self._filled(told, record, members)
             _root_value(error, "__dict__")[MESSAGE_ATTRIBUTE] = record.message
-        except Exception:
+        except Exception:  # noqa: BLE001 (a class that cannot be made without its constructor, or is final)
             return None
         return error
 

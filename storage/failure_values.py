@@ -74,7 +74,7 @@ class StoredText(str):
 
     _text: str
 
-    def __new__(cls, represented: str, text: str) -> Self:
+    def __new__(cls, represented: str, text: str) -> Self:  # noqa: D102 (the class says it)
         self = super().__new__(cls, represented)
         self._text = text
         return self
@@ -100,7 +100,7 @@ def text_of(value: object, how: Callable[[object], str] = str) -> str:
     """Return `str(value)`, or `repr(value)`, whatever that does."""
     try:
         return clean_text(how(value))
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 (a broken __str__ must not hide the error it belongs to)
         return f"<{class_name(type(value))} whose {how.__name__} raised {class_name(type(error))}>"
 
 
@@ -134,7 +134,7 @@ class FieldWriter:
             if level > LEVELS_MAX:
                 return _written_text(value)
             return self._written(value, level + 1)
-        except Exception:
+        except Exception:  # noqa: BLE001 (code of the user's; describing never fails)
             return _written_text(value)
 
     def _written(self, value: object, level: int) -> Any:
@@ -223,7 +223,7 @@ class FieldReader:
                 return self._restore(mapping["$error"])
             if "$class" in mapping:
                 return self._instance(str(mapping["$class"]), mapping.get("value"))
-        except Exception:
+        except Exception:  # noqa: BLE001 (the class is not what it was; its data is still true)
             return plain_value(mapping)
         return {key: self.read(item) for key, item in mapping.items()}
 

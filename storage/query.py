@@ -24,154 +24,28 @@ import contextlib
 import contextvars
 import math
 import os
-import sqlite3
 import sys
 import warnings
-from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import asynccontextmanager
-from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Final, Self, TypeAlias
+from typing import Any, Final, Self
 
 import msgspec
 import trio
 
-from perdure.errors import PerdureError, QueryError, QueryRefusedError, QueryTimeoutError, RuntimeClosedError
+from perdure.errors import PerdureError, QueryError, QueryRefusedError, RuntimeClosedError
+from perdure.storage.rows import Columns, FileFailure, Row, UnitedRows, united
+from perdure.storage.statement import AnyPath, Bindings, Statement
 
-__all__ = ["Columns", "FileFailure", "QueryHost", "QueryStatistics", "Row", "RowStream", "UnitedRows"]
-__all__ += ["AnyPath", "Bindings", "open_query_host"]
-
-AnyPath: TypeAlias = str | os.PathLike[str]
-Bindings: TypeAlias = Sequence[Any] | Mapping[str, Any]
-"""Values for `?` in their order, or values for `:name` by name."""
+__all__ = ["QueryHost", "QueryStatistics", "RowStream", "open_query_host"]
 
 _QUERIES_MAX: Final = 32  # a thread and three descriptors each
 _BATCH_ROWS_FIRST: Final = 16
 _BATCH_ROWS_MAX: Final = 512  # a tenth of a millisecond of the loop's time
 _BATCH_BYTES: Final = 256 * 1024
 _SAMPLED_ROWS: Final = 32
-_BUSY_TIMEOUT_S: Final = 2.0  # a reader only waits while a crashed writer's WAL is being recovered
-_TABLES_SHOWN_MAX: Final = 40
-# SQLite drops an interrupt that comes just before a statement starts. The flag, looked at once in so many
-# of its instructions (some milliseconds of work), is what cannot be missed.
-_INSTRUCTIONS_BETWEEN_LOOKS: Final = 200_000
-
-_TABLES: Final = """
-    SELECT name FROM sqlite_master
-    WHERE type IN ('table', 'view') AND substr(name, 1, 7) <> 'sqlite_' AND substr(name, 1, 9) <> '_perdure_'
-    ORDER BY type DESC, name
-"""
-
-_ALLOWED: Final = frozenset(
-    {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_RECURSIVE}
-    # A virtual table (json_each, an r-tree) prepares such statements for itself when it is opened for
-    # reading. Where one of them is the user's, the read-only connection refuses it.
-    | {sqlite3.SQLITE_INSERT, sqlite3.SQLITE_UPDATE, sqlite3.SQLITE_DELETE}
-)
-_PRAGMAS: Final = frozenset(  # these only read, with an argument as without
-    {"collation_list", "compile_options", "database_list", "foreign_key_check", "foreign_key_list"}
-    | {"function_list", "index_info", "index_list", "index_xinfo", "integrity_check", "module_list"}
-    | {"pragma_list", "quick_check", "table_info", "table_list", "table_xinfo"}
-)
-_PRAGMAS_BARE: Final = frozenset(  # these read without an argument and set with one
-    {"application_id", "auto_vacuum", "encoding", "foreign_keys", "freelist_count", "journal_mode"}
-    | {"page_count", "page_size", "query_only", "schema_version", "user_version", "wal_autocheckpoint"}
-)
-_REACHING_OUT: Final = (sqlite3.SQLITE_ATTACH, sqlite3.SQLITE_DETACH)
-_TRANSACTIONS: Final = (sqlite3.SQLITE_TRANSACTION, sqlite3.SQLITE_SAVEPOINT)
-_BINDABLE: Final = (int, float, str, bytes, bytearray, memoryview, type(None))
-
-
-class Columns:
-    """The names of a query's columns, shared by its rows. Of two equal names the first is found."""
-
-    __slots__ = ("names", "positions")
-
-    def __init__(self, names: Iterable[str]) -> None:
-        self.names = tuple(names)
-        self.positions = {name: i for i, name in reversed(list(enumerate(self.names)))}
-
-    def missing(self, name: str) -> str:
-        """Say that no column has this name, and which there are."""
-        return f"no column {name!r} in this row; it has {', '.join(map(repr, self.names))}"
-
-
-class Row:
-    """One row: values by attribute, by name, by index and in order.
-
-    Iteration gives the values. A column called like a method (`keys`), like no Python name, or like
-    another column is reached by `row["keys"]` or by index.
-
-    >>> row = Row(Columns(["name", "count(*)"]), ("fetch", 3))
-    >>> row.name, row["count(*)"], row[1], list(row), dict(row)
-    ('fetch', 3, 3, ['fetch', 3], {'name': 'fetch', 'count(*)': 3})
-    """
-
-    __slots__ = ("_columns", "_values")
-
-    def __init__(self, columns: Columns, values: tuple[Any, ...]) -> None:
-        self._columns = columns
-        self._values = values
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return self._values[self._columns.positions[name]]
-        except KeyError:
-            raise AttributeError(self._columns.missing(name), name=name, obj=self) from None
-
-    def __getitem__(self, key: str | int | slice) -> Any:
-        if not isinstance(key, str):
-            return self._values[key]
-        try:
-            return self._values[self._columns.positions[key]]
-        except KeyError:
-            raise KeyError(self._columns.missing(key)) from None
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self._values)
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Row):
-            return NotImplemented
-        return self._values == other._values and self._columns.names == other._columns.names
-
-    def __hash__(self) -> int:
-        return hash((self._columns.names, self._values))
-
-    def __repr__(self) -> str:
-        pairs = zip(self._columns.names, self._values, strict=True)
-        return f"Row({', '.join(f'{name}={value!r}' for name, value in pairs)})"
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Row, (self._columns, self._values)
-
-    def keys(self) -> tuple[str, ...]:
-        """Return the names of the columns, in order, equal names included."""
-        return self._columns.names
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the values by name, in order. Of columns of one name the first is there."""
-        return {name: self[name] for name in self._columns.names}
-
-
-class FileFailure(msgspec.Struct, frozen=True, kw_only=True):
-    """A file that gave no answer to a query over many, and why."""
-
-    label: str
-    path: str
-    error: QueryError
-
-
-class UnitedRows(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer of many files: rows in the order of the files, the label in the first column."""
-
-    rows: list[Row]
-    columns: tuple[str, ...]
-    failures: tuple[FileFailure, ...]
 
 
 class QueryStatistics(msgspec.Struct, frozen=True, kw_only=True):
@@ -250,7 +124,7 @@ class QueryHost:
         """
         if self._closed:
             raise _closed_error()
-        statement = _Statement(Path(path), query, _checked(bindings, query), immutable=immutable)
+        statement = Statement(Path(path), query, bindings, immutable=immutable)
         stream = RowStream(statement, timeout_s, self._slots)
         self._running[stream] = trio.current_time()
         if self._queue is None:
@@ -305,7 +179,7 @@ class QueryHost:
                 nursery.start_soon(work)
         if stopped:
             raise stopped[0]
-        return _united(
+        return united(
             [answers[i] for i in sorted(answers)], [failures[i] for i in sorted(failures)], label_column
         )
 
@@ -352,7 +226,7 @@ class RowStream:
     RuntimeClosedError when the host closed first. Made by `QueryHost.stream`.
     """
 
-    def __init__(self, statement: _Statement, timeout_s: float, slots: trio.CapacityLimiter) -> None:
+    def __init__(self, statement: Statement, timeout_s: float, slots: trio.CapacityLimiter) -> None:
         self.columns: tuple[str, ...] = ()
         """The names of the columns, known before the first row and without one."""
         self.in_thread = False
@@ -405,7 +279,7 @@ class RowStream:
                 async with self._slots:
                     await self._read()
             self._error = self._statement.timeout(self._timeout_s) if self._scope.cancelled_caught else None
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is belongs to the caller, not to the host
             self._error = self._statement.translated(error)
 
     def end(self) -> None:
@@ -415,7 +289,7 @@ class RowStream:
         self._opened.set()
 
     async def _read(self) -> None:
-        connection = self._statement.connection()
+        connection = _loaded("aiosqlite").connect(**self._statement.options())
         with trio.CancelScope(shield=True):  # a call cut off in here would leak its thread
             await self._call(connection.__aenter__)
         try:
@@ -458,160 +332,8 @@ def _next_size(rows: list[Row]) -> int:
     return max(1, min(int(_BATCH_BYTES / (row_bytes + 1)), 4 * len(rows), _BATCH_ROWS_MAX))
 
 
-class _Statement:
-    """One query's text, what it may do, and what is known of it. Shared with its thread."""
-
-    def __init__(self, path: Path, query: str, bindings: Bindings, *, immutable: bool) -> None:
-        self.query, self.bindings = query, bindings
-        self.stopped = False
-        self.tables: list[str] | None = None
-        self._path, self._immutable = path, immutable
-        self._denied = ""
-
-    def connection(self) -> Any:
-        """Return aiosqlite's connection, not yet open."""
-        uri = f"{self._path.absolute().as_uri()}?mode=ro{'&immutable=1' if self._immutable else ''}"
-        return _loaded("aiosqlite").connect(
-            uri,
-            uri=True,
-            timeout=_BUSY_TIMEOUT_S,
-            isolation_level=None,  # or Python would begin transactions of its own
-            cached_statements=0,  # a cached statement may have been prepared without the authorizer
-            factory=partial(_ReadConnection, self),
-        )
-
-    def columns(self, description: Iterable[tuple[Any, ...]] | None) -> Columns:
-        if description is None:
-            raise self._refused("it returns no rows")
-        return Columns(column[0] for column in description)
-
-    def authorize(self, action: int, first: str | None, second: str | None, *_: object) -> int:
-        """Say whether a statement may be prepared: SQLite's authorizer."""
-        name = (first or "").lower()
-        if action in _ALLOWED:
-            why = ""
-        elif action == sqlite3.SQLITE_FUNCTION:
-            why = "load_extension is not to be called" if second == "load_extension" else ""
-        elif action == sqlite3.SQLITE_PRAGMA:
-            reads = name in _PRAGMAS or (name in _PRAGMAS_BARE and second is None)
-            why = "" if reads else f"PRAGMA {first} is not one that only reads"
-        elif action in _REACHING_OUT:
-            why = "ATTACH, DETACH and VACUUM reach other files"
-        else:
-            why = "a query is its own transaction" if action in _TRANSACTIONS else "it would write"
-        self._denied = self._denied or why
-        return sqlite3.SQLITE_DENY if why else sqlite3.SQLITE_OK
-
-    def must_stop(self) -> bool:
-        """Say whether the query is over: SQLite's progress handler."""
-        return self.stopped
-
-    def timeout(self, timeout_s: float) -> QueryTimeoutError:
-        text = (
-            f"the query took longer than {timeout_s:g} s and was interrupted: ask for less or allow more time"
-        )
-        return QueryTimeoutError(text, query=self.query)
-
-    def translated(self, error: Exception) -> Exception:
-        """Return the error that the caller gets for one that sqlite3 raised."""
-        code: int | None = getattr(error, "sqlite_errorcode", None)
-        result = error
-        if self._denied or code == sqlite3.SQLITE_READONLY:
-            result = self._refused(self._denied or "it would write")
-        elif isinstance(error, sqlite3.Error | sqlite3.Warning) and "one statement" in str(error):
-            result = self._refused("it is more than one statement")
-        elif isinstance(error, sqlite3.Error | OverflowError | ValueError):
-            result = QueryError(f"{error}{self._advice(code)}", query=self.query)
-        if result is not error:
-            result.__cause__ = error
-        return result
-
-    def _advice(self, code: int | None) -> str:
-        primary = code & 0xFF if code is not None else sqlite3.SQLITE_ERROR
-        if primary in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
-            return f": {self._path} is damaged or no database; nothing was changed in it"
-        if primary == sqlite3.SQLITE_CANTOPEN:
-            return f": {self._path} {'cannot be read' if self._path.exists() else 'does not exist'}"
-        if primary != sqlite3.SQLITE_ERROR:
-            return f" (in {self._path})"
-        if self.tables is None:
-            return ""
-        more = ", …" if len(self.tables) > _TABLES_SHOWN_MAX else ""
-        return f"; there are {', '.join(self.tables[:_TABLES_SHOWN_MAX]) or 'none'}{more}"
-
-    def _refused(self, why: str) -> QueryRefusedError:
-        return QueryRefusedError(
-            f"only one statement that reads may be run, not this: {why}", query=self.query
-        )
-
-
-class _ReadConnection(sqlite3.Connection):
-    """A guarded connection, made by aiosqlite in its thread: set up without a hop for each call.
-
-    A file that cannot be opened is reported by `execute`: where opening raises, aiosqlite ends its thread
-    without waiting for it.
-    """
-
-    def __init__(self, statement: _Statement, *arguments: Any, **options: Any) -> None:
-        self._statement = statement
-        self._failure: sqlite3.Error | None = None
-        self._read_cursor: sqlite3.Cursor | None = None
-        try:
-            super().__init__(*arguments, **options)
-            super().execute("PRAGMA query_only = 1")
-        except sqlite3.Error as error:
-            self._failure = error
-            return
-        self.set_progress_handler(statement.must_stop, _INSTRUCTIONS_BETWEEN_LOOKS)
-        self.set_authorizer(statement.authorize)
-
-    def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
-        if self._failure is not None:
-            raise self._failure
-        self._read_cursor = self.cursor()
-        try:
-            return self._read_cursor.execute(sql, parameters)
-        except sqlite3.OperationalError as error:
-            if "no such table" in str(error):  # SQLite has no code for it
-                self._statement.tables = [name for (name,) in super().execute(_TABLES)]
-            raise
-
-    def interrupt(self) -> None:
-        if self._failure is None:
-            super().interrupt()
-
-    def close(self) -> None:
-        if self._read_cursor is not None:
-            self._read_cursor.close()  # or the file stays open until the cursor is collected
-        if self._failure is None:
-            super().close()
-
-
 def _closed_error() -> RuntimeClosedError:
     return RuntimeClosedError("queries have ended with their runtime: open it again to ask more")
-
-
-def _checked(bindings: Bindings, query: str) -> Bindings:
-    """Return a copy, which the caller cannot change under the query's thread."""
-    if isinstance(bindings, str | bytes):
-        raise QueryError(f"bindings are a list or a mapping, not one {type(bindings).__name__}", query=query)
-    copy = dict(bindings) if isinstance(bindings, Mapping) else tuple(bindings)
-    values: Iterable[object] = copy.values() if isinstance(copy, dict) else copy
-    for value in values:
-        if not isinstance(value, _BINDABLE):
-            text = f"a {type(value).__name__} cannot be bound: give None, int, float, str or bytes"
-            raise QueryError(f"{text} (times are stored as integer milliseconds)", query=query)
-    return copy
-
-
-def _united(answers: list[tuple[Columns, list[Row]]], failures: list[FileFailure], label: str) -> UnitedRows:
-    if failures and not answers:
-        failures[0].error.add_note(f"none of {len(failures)} files answered; this is {failures[0].path}")
-        raise failures[0].error
-    names = {label: None} | {name: None for columns, _ in answers for name in columns.names}
-    columns = answers[0][0].names if len({columns.names for columns, _ in answers}) == 1 else tuple(names)
-    rows = [row for _, rows in answers for row in rows]
-    return UnitedRows(rows=rows, columns=columns, failures=tuple(failures))
 
 
 def _loaded(name: str) -> Any:

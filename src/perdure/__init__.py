@@ -14,11 +14,11 @@ from perdure.actors.workflow import ActorContext, Schedule, WorkflowEntrypoint, 
 from perdure.engine.app import App
 from perdure.engine.instance import HistoryEntry, Instance, InstanceStatus
 from perdure.engine.runtime import Runtime, RuntimeStatistics, open_runtime
-from perdure.errors import *
+from perdure.errors import *  # noqa: F403 - the error tree is public as a whole; its __all__ is the list
 from perdure.errors import __all__ as _errors
 from perdure.limits import Limits
 from perdure.storage.codec import TypeHook
-from perdure.storage.query import Row
+from perdure.storage.rows import Row
 from perdure.storage.sql import Rows, Sql
 
 __all__ = [

@@ -123,7 +123,7 @@ class _Call(_Awaited, Generic[T]):
                 if not self.scope.cancel_called:
                     await self._work()
                     self.completed = True
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it is the caller's
             self.error = error
 
     async def _work(self) -> None:
@@ -252,7 +252,7 @@ class _Run(_Awaited, Generic[RuntimeT]):
         try:
             ending()
             self.completed = True
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - it is raised where the block ends
             self.error = self._cause = error
         self.ended = True
         self.dismiss_all()  # some are left only if trio itself broke
@@ -418,7 +418,7 @@ async def on_asyncio(
             async with on_asyncio("state", app) as web.state.perdure:
                 yield
     """
-    from perdure.engine.runtime import open_runtime
+    from perdure.engine.runtime import open_runtime  # noqa: PLC0415 - the bridge itself needs no engine
 
     loop = _running_loop()
     async with bridge_on_asyncio(partial(open_runtime, path, app, asyncio_loop=loop, **options)) as portal:
@@ -560,7 +560,7 @@ class _Thread(AbstractContextManager[ThreadPortal[RuntimeT]]):
                 bell.get()
         except RuntimeClosedError:
             raise  # nothing was begun
-        except BaseException as interrupt:
+        except BaseException as interrupt:  # noqa: BLE001 - the caller raises it
             self.post(partial(self.run.cancel, awaited))
             while not awaited.ended:
                 bell.get()
@@ -619,6 +619,6 @@ def in_thread(
             instance = p(p.runtime.create, ResearchAgent, params=Query("tides"))
             report = p(instance.result)
     """
-    from perdure.engine.runtime import open_runtime
+    from perdure.engine.runtime import open_runtime  # noqa: PLC0415 - as in on_asyncio
 
     return bridge_in_thread(partial(open_runtime, path, app, **options))

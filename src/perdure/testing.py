@@ -63,7 +63,7 @@ class VirtualClock:
         self._wall_ms = round(first.timestamp() * 1000)
         self._boot_ms = 1_000_000
         self._boot = boot
-        self._random = random.Random(seed)
+        self._random = random.Random(seed)  # repeatable on purpose
         self._runtime: Runtime | None = None
         self._moved = trio.Event()
 

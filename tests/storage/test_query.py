@@ -1,9 +1,8 @@
-"""Queries read, on time, without a trace; what is not one read is refused; rows are easy to use."""
+"""Queries read, on time, without a trace; what is not one read is refused."""
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import math
 import sqlite3
 import subprocess
@@ -20,7 +19,8 @@ import trio
 import trio.testing
 
 from perdure.errors import QueryError, QueryRefusedError, QueryTimeoutError, RuntimeClosedError
-from perdure.storage.query import Columns, QueryHost, Row, RowStream, open_query_host
+from perdure.storage.query import QueryHost, RowStream, open_query_host
+from perdure.storage.rows import Row
 
 ENDLESS = "with recursive n(x) as (select 1 union all select x + 1 from n) select {} from n"
 COUNT_FOREVER = ENDLESS.format("count(*)")
@@ -65,47 +65,6 @@ def content(path: Path) -> bytes:
 async def ask(path: Path, query: str, bindings: Any = (), *, immutable: bool = False) -> list[Row]:
     async with open_query_host() as host:
         return await host.fetch(path, query, bindings, timeout_s=10, immutable=immutable)
-
-
-# -- rows ----------------------------------------------------------------------------------
-
-
-async def test_a_row_gives_its_values_by_attribute_name_index_and_in_order(path: Path) -> None:
-    (row,) = await ask(path, "select seq, name, count from steps where seq = 1")
-    assert (1, "fetch", 1) == (row.seq, row.name, row.count)
-    assert ("fetch", "fetch", "fetch") == (row["name"], row[1], row[-2])
-    assert (1, "fetch") == row[:2]
-    assert [1, "fetch", 1] == list(row)
-    assert 3 == len(row)
-    assert {"seq": 1, "name": "fetch", "count": 1} == row.as_dict() == dict(row)
-    assert "Row(seq=1, name='fetch', count=1)" == repr(row)
-
-
-def test_names_that_are_no_attributes_are_reached_by_mapping_and_index() -> None:
-    row = Row(Columns(["count(*)", "keys", "as_dict", "a", "a", "_values"]), (1, 2, 3, 4, 5, 6))
-    assert [1, 2, 3, 6] == [row["count(*)"], row["keys"], row["as_dict"], row["_values"]]
-    assert (4, 4, 5) == (row.a, row["a"], row[4])
-    assert ("count(*)", "keys", "as_dict", "a", "a", "_values") == row.keys()
-    assert 4 == row.as_dict()["a"]
-
-
-def test_a_missing_column_is_named_beside_those_there_are() -> None:
-    row = Row(Columns(["seq", "name"]), (1, "fetch"))
-    with pytest.raises(AttributeError, match="no column 'nmae' in this row; it has 'seq', 'name'"):
-        row.nmae  # noqa: B018 - the access is the test
-    with pytest.raises(KeyError, match="nmae"):
-        row["nmae"]
-    with pytest.raises(AttributeError):
-        setattr(row, "name", "other")  # noqa: B010 - the type checkers refuse the plain form too
-
-
-def test_rows_are_equal_when_names_and_values_are_and_survive_copying() -> None:
-    row = Row(Columns(["a", "b"]), (1, None))
-    assert Row(Columns(["a", "b"]), (1, None)) == row == copy.deepcopy(row)
-    assert hash(Row(Columns(["a", "b"]), (1, None))) == hash(row)
-    assert Row(Columns(["a", "c"]), (1, None)) != row
-    assert Row(Columns(["a", "b"]), (1, 2)) != row
-    assert row != (1, None)
 
 
 # -- what may be asked ---------------------------------------------------------------------
@@ -402,63 +361,6 @@ async def test_only_an_immutable_read_of_a_closed_file_leaves_nothing_beside_it(
     assert [f"{path.name}-shm", f"{path.name}-wal"] == side_files(path)
 
 
-# -- many files ----------------------------------------------------------------------------
-
-
-@pytest.fixture
-def fleet(tmp_path: Path) -> list[tuple[str, Path, bool]]:
-    return [(f"id-{n}", make(tmp_path / f"id-{n}.sqlite", ["fetch"] * n), True) for n in range(1, 8)]
-
-
-@pytest.mark.parametrize("limit_parallel", [1, 4, 20])
-async def test_a_fleet_is_asked_like_one_table(
-    fleet: list[tuple[str, Path, bool]], limit_parallel: int
-) -> None:
-    query = "select count(*) as n from steps where name = :name"
-    async with open_query_host() as host:
-        found = await host.fetch_all(
-            fleet, query, {"name": "fetch"}, timeout_s=30, limit_parallel=limit_parallel
-        )
-    assert [(f"id-{n}", n) for n in range(1, 8)] == [(row.instance_id, row.n) for row in found.rows]
-    assert (("instance_id", "n"), ()) == (found.columns, found.failures)
-
-
-async def test_a_damaged_file_does_not_spoil_the_others(fleet: list[tuple[str, Path, bool]]) -> None:
-    spoil_the_header(fleet[2][1])
-    fleet[4][1].unlink()
-    async with open_query_host() as host:
-        found = await host.fetch_all(fleet, "select seq from steps limit 1", label_column="id", timeout_s=30)
-    assert ["id-1", "id-2", "id-4", "id-6", "id-7"] == [row.id for row in found.rows]
-    assert ["id-3", "id-5"] == [failure.label for failure in found.failures]
-    assert [str(fleet[2][1]), str(fleet[4][1])] == [failure.path for failure in found.failures]
-
-
-async def test_an_error_that_every_file_has_is_raised(fleet: list[tuple[str, Path, bool]]) -> None:
-    async with open_query_host() as host:
-        with pytest.raises(QueryError, match="no such column: nmae") as caught:
-            await host.fetch_all(fleet, "select nmae from steps", timeout_s=30)
-    assert [f"none of 7 files answered; this is {fleet[0][1]}"] == caught.value.__notes__
-
-
-async def test_a_refused_query_is_refused_for_all_at_once(fleet: list[tuple[str, Path, bool]]) -> None:
-    async with open_query_host() as host:
-        with pytest.raises(QueryRefusedError):
-            await host.fetch_all(fleet, "delete from _perdure_step", timeout_s=30)
-        assert 0 == host.statistics().running
-
-
-async def test_files_whose_columns_differ_are_united_under_all_of_them(tmp_path: Path) -> None:
-    fleet = [("a", make(tmp_path / "a", ["x"]), False), ("b", make(tmp_path / "b", ["x"]), False)]
-    with contextlib.closing(sqlite3.connect(fleet[1][1])) as db:
-        db.execute("alter table _perdure_step add column cost default 7")
-    async with open_query_host() as host:
-        found = await host.fetch_all(fleet, "select * from _perdure_step", timeout_s=30)
-        nothing = await host.fetch_all([], "select 1", timeout_s=30)
-    assert ("instance_id", "seq", "name", "count", "cost") == found.columns
-    assert [("instance_id", "seq", "name", "count"), found.columns] == [row.keys() for row in found.rows]
-    assert ([], ("instance_id",), ()) == (nothing.rows, nothing.columns, nothing.failures)
-
-
 # -- the host ------------------------------------------------------------------------------
 
 
@@ -514,13 +416,13 @@ def run_python(code: str, *arguments: str | Path) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
-def test_opening_a_host_loads_neither_asyncio_nor_what_stands_on_it() -> None:
+def test_opening_a_host_does_not_load_what_queries_stand_on() -> None:
     code = """if True:
         import sys, trio
         from perdure.storage.query import open_query_host
         async def main():
             async with open_query_host():
-                print({"asyncio", "trio_asyncio", "aiosqlite"} & set(sys.modules))
+                print({"trio_asyncio", "aiosqlite"} & set(sys.modules))
         trio.run(main)
     """
     assert "set()" == run_python(code)
