@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
 
 import msgspec
@@ -123,14 +124,7 @@ class Instance(Generic[R]):
             waits = life.actor.waits()
             wake_ms = waits.wake.wall_ms if waits.wake else None
             return _status(status, state.reason or waits.reason, state.error, state, wake_at_ms=wake_ms)
-        if row.birth is None:
-            try:
-                state = await self._peek()
-            except PerdureError as error:
-                return _status(row.status, row.reason or str(error), None, row)
-            status = state.status if state.status in FINISHED else row.status
-            return _status(status, row.reason, state.error, state, wake_at_ms=row.wake_at_ms)
-        return _status(row.status, row.reason, None, row, wake_at_ms=row.start_at_ms)
+        return await trio.to_thread.run_sync(status_at_rest, row, self._loop.folder.instance(self.key))
 
     async def sql(
         self, query: str, *bindings: Any, as_: type[Any] | None = None, timeout: Duration = "30 seconds"
@@ -299,6 +293,18 @@ def _entry(row: Row) -> HistoryEntry:
         actor=row["actor"],
         detail=row["detail"],
     )
+
+
+def status_at_rest(row: CatalogRow, path: Path) -> InstanceStatus:
+    """Return where an instance stands that nobody has in memory. Runs off the loop."""
+    if row.birth is not None:
+        return _status(row.status, row.reason, None, row, wake_at_ms=row.start_at_ms)
+    try:
+        state = peek_state(path)
+    except PerdureError as error:
+        return _status(row.status, row.reason or str(error), None, row)
+    status = state.status if state.status in FINISHED or row.open else row.status
+    return _status(status, row.reason, state.error, state, wake_at_ms=row.wake_at_ms)
 
 
 def _status(

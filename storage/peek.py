@@ -14,8 +14,9 @@ from perdure.storage.files import InstanceFile
 from perdure.storage.lifecycle import read_state
 from perdure.storage.records import InstanceState
 
-TOKEN: Final = """
-    SELECT 1 FROM _perdure_commands WHERE token = ?1 UNION ALL SELECT 1 FROM _perdure_events WHERE token = ?1"""
+ARRIVED: Final = """
+    SELECT 1 FROM _perdure_commands WHERE token = ?1
+    UNION ALL SELECT 1 FROM _perdure_events WHERE token = ?1"""
 
 
 def peek_state(path: Path) -> InstanceState:
@@ -30,7 +31,7 @@ def peek_state(path: Path) -> InstanceState:
 def peek_token(path: Path, token: str) -> bool:
     """Whether a command or an event with this token has reached the instance. Otherwise as `peek_state`."""
     with _opened(path) as connection:
-        return connection.execute(TOKEN, (token,)).fetchone() is not None
+        return connection.execute(ARRIVED, (token,)).fetchone() is not None
 
 
 @contextlib.contextmanager
