@@ -8,8 +8,8 @@ cancelled call is also waited for, iterators cross, and an asyncio loop can be t
 One hop, there and back, costs 56 µs on asyncio and 45 µs into the thread (medians,
 Python 3.11, two cores shared with other work). Each item of an iterator is one hop.
 
-This module owns the guest run or the thread, and the tasks in which calls run; nobody else touches
-them, and the runtime knows nothing of it.
+This module owns the guest run or the thread; `bridge.py` is its other end, the tasks in which calls
+run. Nobody else touches either, and the runtime knows nothing of them.
 
 Invariants:
     A caller gets one outcome: the result, the error with its class and traceback, its own
@@ -26,23 +26,19 @@ import atexit
 import os
 import queue
 import threading
-from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Coroutine, Generator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from contextlib import (
-    AbstractAsyncContextManager,
     AbstractContextManager,
-    AsyncExitStack,
-    aclosing,
     asynccontextmanager,
     suppress,
 )
 from contextvars import copy_context
 from functools import partial
-from inspect import isawaitable
-from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeAlias, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeVar, overload
 
 import trio
 
+from perdure.bridge import ENDED, Awaited, BridgeRun, Call, Factory, Iteration, Opens, nothing
 from perdure.errors import InvalidArgumentError, RuntimeClosedError
 from perdure.limits import Limits
 
@@ -55,208 +51,10 @@ P = ParamSpec("P")
 T = TypeVar("T")
 RuntimeT = TypeVar("RuntimeT")
 
-_Factory: TypeAlias = Callable[[], AbstractAsyncContextManager[RuntimeT]]
-_Source: TypeAlias = AsyncIterable[T] | AbstractAsyncContextManager[AsyncIterable[T]]
-_Opens: TypeAlias = _Source[T] | Coroutine[Any, Any, _Source[T]]
-
 _EXIT_WAIT_S: Final = Limits().shutdown_grace_s + 5.0
 """How long the interpreter's end waits for a portal left open: the runtime's grace, and then its files."""
 
-_ENDED: Final = "The runtime behind this portal has ended. Open it again to go on."
-_CUT_SHORT: Final = (
-    "The runtime ended before this call did, so what the call has done is unknown. An error that"
-    " ended the runtime is raised where the portal's block ends."
-)
 _ON_TRIO: Final = "This code runs on the trio side already: call the function there, or await it."
-
-
-# -- the trio side ---------------------------------------------------------------------------
-
-
-def _nothing() -> None:
-    pass
-
-
-class _Awaited:
-    """Something on the trio side that one caller at a time waits for, and may cancel."""
-
-    def __init__(self, *, shield: bool) -> None:
-        self.scope = trio.CancelScope(shield=shield)
-        self.wake: Callable[[], object] = _nothing
-        self.started = False
-        self.ready = False  # there is something to take before the end
-        self.ended = False
-        self.completed = False
-        self.error: BaseException | None = None
-
-    def conclude(self, interrupt: BaseException | None) -> None:
-        """Raise what ended it, if that was anything but its own completion."""
-        error, self.error = self.error, None
-        try:
-            if error is not None:
-                raise error
-            if interrupt is not None:
-                raise interrupt
-            if not self.completed:
-                raise RuntimeClosedError(_CUT_SHORT)
-        finally:
-            del error, interrupt  # or error, traceback and this frame would keep each other alive
-
-
-class _Call(_Awaited, Generic[T]):
-    """One function under way on the trio side, in a task of its own.
-
-    Its scope is shielded, so that nothing but this scope cancels it: whatever reaches the caller as
-    an error is the function's own, never a piece of somebody else's cancellation.
-    """
-
-    def __init__(self, fn: Callable[[], object], name: object) -> None:
-        super().__init__(shield=True)
-        self.name = name
-        self.context = copy_context()
-        self.values: deque[T] = deque()
-        self._fn = fn
-
-    async def run(self) -> None:
-        try:
-            with self.scope:
-                if not self.scope.cancel_called:
-                    await self._work()
-                    self.completed = True
-        except BaseException as error:  # noqa: BLE001 - whatever it is, it is the caller's
-            self.error = error
-
-    async def _work(self) -> None:
-        result = self._fn()
-        self.values.append(cast("T", await result if isawaitable(result) else result))
-
-
-class _Iteration(_Call[T]):
-    """An async iterator held open in one trio task, which moves when its reader asks.
-
-    One task, because a generator may hold a nursery or a cancel scope open across its yields; and
-    no scope around a single item, because that would not nest with them.
-    """
-
-    def __init__(self, fn: Callable[[], object], name: object) -> None:
-        super().__init__(fn, name)
-        self.asked = trio.Semaphore(1)  # to start is to ask for the first item
-        self._closing = False
-
-    def close(self) -> None:
-        self._closing = True
-        self.asked.release()
-
-    def take(self) -> T:
-        self.ready = False
-        return self.values.popleft()
-
-    async def _work(self) -> None:
-        async with AsyncExitStack() as stack:
-            iterator = await self._open(stack)
-            while True:
-                await self.asked.acquire()
-                if self._closing:
-                    return
-                try:
-                    self.values.append(await anext(iterator))
-                except StopAsyncIteration:
-                    return
-                self.ready = True
-                self.wake()
-
-    async def _open(self, stack: AsyncExitStack) -> AsyncIterator[T]:
-        source = cast("_Opens[T]", self._fn())
-        if not isinstance(source, (AsyncIterable, AbstractAsyncContextManager)):
-            source = await source
-        if isinstance(source, AbstractAsyncContextManager):
-            source = await stack.enter_async_context(source)
-        iterator: AsyncIterator[T] = aiter(source)
-        if isinstance(iterator, AsyncGenerator):
-            generator = cast("AsyncGenerator[T, None]", iterator)
-            return await stack.enter_async_context(aclosing(generator))
-        return iterator
-
-
-class _Run(_Awaited, Generic[RuntimeT]):
-    """The trio run: opens the runtime, serves calls until told to stop, closes the runtime.
-
-    Its scope is cancelled only to give up opening, or to hurry a closing that is under way.
-    """
-
-    runtime: RuntimeT
-
-    def __init__(self, factory: _Factory[RuntimeT]) -> None:
-        super().__init__(shield=False)
-        self._factory = factory
-        self._stop = trio.Event()
-        self._nursery: trio.Nursery | None = None
-        self._calls: set[_Awaited] = set()
-        self._cause: BaseException | None = None
-
-    async def main(self) -> None:
-        with self.scope:
-            async with self._factory() as self.runtime:
-                await self._serve()
-
-    async def _serve(self) -> None:
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            self.ready = True
-            self.wake()
-            with suppress(trio.Cancelled):  # raised again below: the nursery would make it a group
-                await self._stop.wait()
-            self._nursery = None
-            for call in self._calls.copy():
-                call.scope.cancel()
-        await trio.lowlevel.checkpoint_if_cancelled()
-
-    async def _carry(self, call: _Call[Any]) -> None:
-        await call.run()
-        self._dismiss(call)
-
-    def stop(self) -> None:
-        self._stop.set()
-
-    def enlist(self, call: _Call[Any]) -> None:
-        """Note a call before it is handed over, in any thread."""
-        if self.ended:
-            raise RuntimeClosedError(_ENDED) from self._cause
-        self._calls.add(call)
-
-    def start(self, call: _Call[Any]) -> None:
-        if self._nursery is None or call.ended:
-            self._dismiss(call)
-        else:
-            call.started = True
-            nursery = self._nursery
-            call.context.run(lambda: nursery.start_soon(self._carry, call, name=call.name))
-
-    def cancel(self, awaited: _Awaited) -> None:
-        """Cancel a call or this run; a call that never came to be started has ended by that."""
-        awaited.scope.cancel()
-        if awaited in self._calls and not awaited.started:
-            self._dismiss(awaited)
-
-    def _dismiss(self, call: _Awaited) -> None:
-        self._calls.discard(call)
-        call.ended = True
-        call.wake()
-
-    def dismiss_all(self) -> None:
-        for call in self._calls.copy():
-            self._dismiss(call)
-
-    def finish(self, ending: Callable[[], object]) -> None:
-        """Take the outcome of the run from `ending`, and leave nobody waiting."""
-        try:
-            ending()
-            self.completed = True
-        except BaseException as error:  # noqa: BLE001 - it is raised where the block ends
-            self.error = self._cause = error
-        self.ended = True
-        self.dismiss_all()  # some are left only if trio itself broke
-        self.wake()
 
 
 # -- trio as a guest of asyncio --------------------------------------------------------------
@@ -267,7 +65,7 @@ def _set(waiter: asyncio.Future[None]) -> None:
         waiter.set_result(None)
 
 
-async def _wait_on_loop(awaited: _Awaited, *, to_the_end: bool = False) -> asyncio.CancelledError | None:
+async def _wait_on_loop(awaited: Awaited, *, to_the_end: bool = False) -> asyncio.CancelledError | None:
     """Wait until there is something to take, or for the end; turn cancellation into trio's.
 
     A cancellation waits for the end; the first one is returned, for the caller to raise.
@@ -292,7 +90,7 @@ class AsyncioPortal(Generic[RuntimeT]):
     to the portal instead of awaiting them.
     """
 
-    def __init__(self, run: _Run[RuntimeT]) -> None:
+    def __init__(self, run: BridgeRun[RuntimeT]) -> None:
         self.runtime = run.runtime
         self._run = run
         self._loop = asyncio.get_running_loop()
@@ -315,13 +113,13 @@ class AsyncioPortal(Generic[RuntimeT]):
             RuntimeClosedError: the runtime has ended, or ended before the call did.
             InvalidArgumentError: called from the trio side or from another loop.
         """
-        call: _Call[Any] = _Call(partial(fn, *args, **kwargs), fn)
+        call: Call[Any] = Call(partial(fn, *args, **kwargs), fn)
         self._start(call)
         call.conclude(await _wait_on_loop(call))
         return call.values.popleft()
 
     async def iterate(
-        self, fn: Callable[P, _Opens[T]], /, *args: P.args, **kwargs: P.kwargs
+        self, fn: Callable[P, Opens[T]], /, *args: P.args, **kwargs: P.kwargs
     ) -> AsyncGenerator[T, None]:
         """Iterate here over the async iterator that `fn` gives on the trio side.
 
@@ -332,7 +130,7 @@ class AsyncioPortal(Generic[RuntimeT]):
             async with aclosing(p.iterate(instance.stream, "tokens")) as tokens:
                 async for token in tokens: ...
         """
-        iteration: _Iteration[T] = _Iteration(partial(fn, *args, **kwargs), fn)
+        iteration: Iteration[T] = Iteration(partial(fn, *args, **kwargs), fn)
         self._start(iteration)
         while True:
             interrupt = await _wait_on_loop(iteration)
@@ -346,12 +144,12 @@ class AsyncioPortal(Generic[RuntimeT]):
                 raise
             iteration.asked.release()
 
-    async def _hang_up(self, iteration: _Iteration[Any]) -> None:
+    async def _hang_up(self, iteration: Iteration[Any]) -> None:
         if not iteration.ended:
             iteration.close()
             iteration.conclude(await _wait_on_loop(iteration, to_the_end=True))
 
-    def _start(self, call: _Call[Any]) -> None:
+    def _start(self, call: Call[Any]) -> None:
         if trio.lowlevel.in_trio_task():
             raise InvalidArgumentError(_ON_TRIO)
         if asyncio.get_running_loop() is not self._loop:
@@ -373,10 +171,10 @@ def _running_loop() -> asyncio.AbstractEventLoop:
 
 
 @asynccontextmanager
-async def bridge_on_asyncio(factory: _Factory[RuntimeT]) -> AsyncGenerator[AsyncioPortal[RuntimeT], None]:
+async def bridge_on_asyncio(factory: Factory[RuntimeT]) -> AsyncGenerator[AsyncioPortal[RuntimeT], None]:
     """Do what `on_asyncio` does, for any async context manager that `factory` makes on the trio side."""
     loop = _running_loop()
-    run = _Run(factory)
+    run = BridgeRun(factory)
     trio.lowlevel.start_guest_run(
         run.main,
         run_sync_soon_threadsafe=loop.call_soon_threadsafe,
@@ -387,7 +185,7 @@ async def bridge_on_asyncio(factory: _Factory[RuntimeT]) -> AsyncGenerator[Async
     interrupt = await _wait_on_loop(run)
     if run.ended:
         run.conclude(interrupt)
-        raise RuntimeClosedError(_ENDED)
+        raise RuntimeClosedError(ENDED)
     try:
         yield AsyncioPortal(run)
     finally:
@@ -458,12 +256,12 @@ class ThreadPortal(Generic[RuntimeT]):
             InvalidArgumentError: called from the trio side.
         """
         self._thread.check_caller()
-        call: _Call[Any] = _Call(partial(fn, *args, **kwargs), fn)
+        call: Call[Any] = Call(partial(fn, *args, **kwargs), fn)
         call.conclude(self._thread.wait(call, partial(self._thread.start, call)))
         return call.values.popleft()
 
     def iterate(
-        self, fn: Callable[P, _Opens[T]], /, *args: P.args, **kwargs: P.kwargs
+        self, fn: Callable[P, Opens[T]], /, *args: P.args, **kwargs: P.kwargs
     ) -> Generator[T, None, None]:
         """Iterate here over the async iterator that `fn` gives on the trio side.
 
@@ -472,7 +270,7 @@ class ThreadPortal(Generic[RuntimeT]):
             for token in p.iterate(instance.stream, "tokens"): ...
         """
         self._thread.check_caller()
-        iteration: _Iteration[T] = _Iteration(partial(fn, *args, **kwargs), fn)
+        iteration: Iteration[T] = Iteration(partial(fn, *args, **kwargs), fn)
         begin = partial(self._thread.start, iteration)
         while True:
             interrupt = self._thread.wait(iteration, begin)
@@ -494,8 +292,8 @@ class _Thread(AbstractContextManager[ThreadPortal[RuntimeT]]):
     this is no generator, for one that is collected would close, and wait, in whatever thread that is.
     """
 
-    def __init__(self, factory: _Factory[RuntimeT]) -> None:
-        self.run = _Run(factory)
+    def __init__(self, factory: Factory[RuntimeT]) -> None:
+        self.run = BridgeRun(factory)
         self._pid = os.getpid()
         self._begun = threading.Event()
         self._token: trio.lowlevel.TrioToken | None = None
@@ -506,7 +304,7 @@ class _Thread(AbstractContextManager[ThreadPortal[RuntimeT]]):
         interrupt = self.wait(self.run, self._launch)
         if self.run.ended:
             self._end(interrupt)
-            raise RuntimeClosedError(_ENDED)
+            raise RuntimeClosedError(ENDED)
         return ThreadPortal(self)
 
     def __exit__(self, *_: object) -> None:
@@ -526,11 +324,11 @@ class _Thread(AbstractContextManager[ThreadPortal[RuntimeT]]):
         if not self._can_wait():
             raise InvalidArgumentError(_ON_TRIO)
 
-    def start(self, call: _Call[Any]) -> None:
+    def start(self, call: Call[Any]) -> None:
         self.run.enlist(call)
         self.post(partial(self.run.start, call))
 
-    def hang_up(self, iteration: _Iteration[Any]) -> None:
+    def hang_up(self, iteration: Iteration[Any]) -> None:
         close = partial(self.post, iteration.close)
         if not self._can_wait():
             close()
@@ -549,7 +347,7 @@ class _Thread(AbstractContextManager[ThreadPortal[RuntimeT]]):
             self.run.dismiss_all()
 
     def wait(
-        self, awaited: _Awaited, begin: Callable[[], None] = _nothing, *, to_the_end: bool = False
+        self, awaited: Awaited, begin: Callable[[], None] = nothing, *, to_the_end: bool = False
     ) -> BaseException | None:
         """Begin, then wait as `_wait_on_loop` does. Whatever a signal handler raises is an interrupt."""
         bell: queue.SimpleQueue[None] = queue.SimpleQueue()
@@ -597,7 +395,7 @@ class _Thread(AbstractContextManager[ThreadPortal[RuntimeT]]):
                 self.run.conclude(None)  # nobody is left to be told; atexit prints it
 
 
-def bridge_in_thread(factory: _Factory[RuntimeT]) -> AbstractContextManager[ThreadPortal[RuntimeT]]:
+def bridge_in_thread(factory: Factory[RuntimeT]) -> AbstractContextManager[ThreadPortal[RuntimeT]]:
     """Do what `in_thread` does, for any async context manager that `factory` makes on the trio side."""
     return _Thread(factory)
 
