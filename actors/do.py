@@ -44,6 +44,9 @@ from perdure.storage.journal import Step
 
 T = TypeVar("T")
 
+UNCHANGEABLE: Final = frozenset((str, int, float, bool, bytes, type(None)))
+"""Classes of arguments that no step can change in place."""
+
 FINAL_ERRORS: Final = (NonRetryableError, InvalidArgumentError, WorkflowCodeError, RetryDelayError)
 """Errors that another attempt would only repeat."""
 
@@ -220,8 +223,8 @@ class DoCall(StepCall[T]):
             StepName(self.name, self.count),
             attempt=step.attempt,
             config=self.config,
-            idempotency_key=f"{run.key.workflow}-{run.incarnation & 0xFFFFFFFFFFFFFFFF:016x}-{step.seq}",
-            instance=str(run.key),
+            idempotency_key=f"{run.idempotency_prefix}-{step.seq}",
+            instance=run.instance,
             deadline_s=time.monotonic() + timeout_s,
             log=run.log,
         )
@@ -235,7 +238,7 @@ class DoCall(StepCall[T]):
         except InvalidArgumentError as error:
             return await self._failed(step, self._withheld(error))
         self.run.journal.complete(step, stored, at_ms=self.run.host.clock.wall_ms())
-        if self.args:
+        if not UNCHANGEABLE.issuperset(map(type, self.args)):
             self._report_mutated_arguments()
         result: T = decoded
         return result

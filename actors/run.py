@@ -74,7 +74,8 @@ class Run:
         self.mailbox = mailbox
         self.host = host
         self.library = library
-        self.incarnation = incarnation
+        self.instance = str(key)
+        self.idempotency_prefix = f"{key.workflow}-{incarnation & 0xFFFFFFFFFFFFFFFF:016x}"
         self.log = log
         self.names = Names(trio.lowlevel.current_task())
         self.open_calls: dict[Any, None] = {}
