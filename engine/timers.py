@@ -1,7 +1,7 @@
 """Timers of everything that is warm: two heaps, one for each clock.
 
 A deadline with a boot clock of this boot waits in one heap; one that follows the wall clock, in
-the other, which is looked at once a second at least, so that a clock that was set is noticed.
+the other, which is looked at every `wall_look_ms` at least, so that a clock that was set is noticed.
 
 Invariants:
     A callback is called once, in the loop, not before its deadline.
@@ -12,19 +12,20 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Protocol
 
 import trio
 
 from perdure.actors.host import Clock
 from perdure.storage.records import Deadline
 
-WALL_LOOK_MS: Final = 1_000
-"""How late a set wall clock may be noticed."""
-
-
 class WaitingClock(Clock, Protocol):
     """A clock that can also be waited on."""
+
+    @property
+    def wall_look_ms(self) -> float:
+        """How late it may be noticed that the wall clock was set; infinite where `wait` returns then."""
+        ...
 
     async def wait(self, delay_ms: float | None, changed: trio.Event) -> None:
         """Return after `delay_ms`, or when `changed` is set."""
@@ -79,10 +80,10 @@ class TimerQueue:
         boot_left = self._fire_heap(self._boot, self._clock.boot_ms())
         wall_left = self._fire_heap(self._wall, self._clock.wall_ms())
         if wall_left is not None:
-            wall_left = min(wall_left, WALL_LOOK_MS)
+            wall_left = min(wall_left, self._clock.wall_look_ms)
         return min((left for left in (boot_left, wall_left) if left is not None), default=None)
 
-    def _fire_heap(self, heap: list[tuple[int, int, Timer]], now_ms: int) -> int | None:
+    def _fire_heap(self, heap: list[tuple[int, int, Timer]], now_ms: int) -> float | None:
         while heap:
             due_ms, _, timer = heap[0]
             if timer.callback is None:

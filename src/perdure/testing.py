@@ -23,6 +23,7 @@ threads, which trio's autojumping clock does not see.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import random
 from collections.abc import AsyncIterator, Sequence
@@ -71,6 +72,11 @@ class VirtualClock:
     def boot(self) -> int:
         """The number of this boot."""
         return self._boot
+
+    @property
+    def wall_look_ms(self) -> float:
+        """Never: `set_wall` ends the wait."""
+        return math.inf
 
     def wall_ms(self) -> int:
         """Now, in milliseconds since the epoch."""
