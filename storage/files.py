@@ -240,10 +240,10 @@ class InstanceFile:
         self._in_transaction = False
         self.stamp += 1
         self.generation += 1
-        # SQLite does not tell how much a commit added to the WAL: three pages for an ordinary one, and
-        # for a user's statements, a page for every few rows.
+        # SQLite does not tell how much a commit added to the WAL: an ordinary one adds a page or two, a
+        # user's statements add a page for every few rows.
         changes = self.connection.total_changes
-        self.bytes_since_checkpoint += (3 + (changes - self._changes) // ROWS_PER_PAGE) * PAGE_BYTES
+        self.bytes_since_checkpoint += (1 + (changes - self._changes) // ROWS_PER_PAGE) * PAGE_BYTES
         self._changes = changes
 
     def rollback(self) -> None:
