@@ -30,7 +30,7 @@ from perdure.errors import (
 )
 from perdure.storage.failure import failure_summary, restore_failure
 from perdure.storage.names import check_event_type
-from perdure.storage.peek import bring_to_rest, peek_state, peek_token
+from perdure.storage.peek import peek_state, peek_token
 from perdure.storage.query import QueryHost, Row, RowStream
 from perdure.storage.records import FINISHED, CatalogRow, InstanceState, Key, Status
 
@@ -203,9 +203,7 @@ class Instance(Generic[R]):
             if life.ending:
                 await life.closed.wait()
         path = self._loop.folder.instance(self.key)
-        # A reader that was open when the owner closed the file has left the last commits in the WAL.
-        whole = self.key not in self._loop.lives and await trio.to_thread.run_sync(bring_to_rest, path)
-        return path, whole and self.key not in self._loop.lives
+        return path, self.key not in self._loop.lives
 
     # -- commanding ------------------------------------------------------------------------
 
@@ -299,7 +297,7 @@ def _entry(row: Row) -> HistoryEntry:
 
 def status_at_rest(row: CatalogRow, path: Path) -> InstanceStatus:
     """Return where an instance stands that nobody has in memory. Runs off the loop."""
-    if row.birth is not None:
+    if row.birth is not None and not (row.open and path.exists()):
         return _status(row.status, row.reason, None, row, wake_at_ms=row.start_at_ms)
     try:
         state = peek_state(path)

@@ -1,0 +1,96 @@
+"""`perdure create`: an instance that a serving process runs, now or later."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+import trio
+
+from perdure import App, InvalidArgumentError, UnknownWorkflowError
+from perdure.cli import options, render
+from perdure.engine.remote import open_remote, stored_params
+
+
+@click.command()
+@click.argument("workflow", metavar="FILE:CLASS|NAME")
+@click.option(
+    "--params", metavar="JSON|@FILE|-", help="What the workflow is given, as JSON, from a file or stdin."
+)
+@click.option(
+    "--id", "instance_id", help="The instance's id, unique within its workflow; a random one by default."
+)
+@click.option(
+    "--if-exists", type=click.Choice(["fail", "attach", "restart"]), default="fail", show_default=True,
+    help="What to do where the id is in use: refuse, leave it as it is, or end it and begin anew.",
+)  # fmt: skip
+@options.state_option
+@options.json_option
+@options.timeout_option
+def create(
+    workflow: str, params: str | None, instance_id: str | None, if_exists: Any, state: Path, as_json: bool,
+    timeout_s: float,
+) -> None:  # fmt: skip
+    """Create an instance. It stands durably in the state folder when this returns.
+
+    A process that serves the folder starts it at once; without one it waits in the queue for
+    `perdure serve`. The NAME alone will do where a process serves the workflow.
+
+    \b
+    perdure create audit.py:Audit --params '{"path": "."}'
+    perdure create Audit --id nightly-7 --params @params.json
+    echo '"Ada"' | perdure create hello.py:Hello --params -
+    """
+    app, name = _workflow(workflow)
+    value = options.read_json(params, "--params")
+    if app is not None:
+        text = stored_params(app, name, value)
+    else:
+        text = "null" if params is None else options.as_json_text(value)
+    key, owner = trio.run(_create, state, app, name, text, instance_id, if_exists, timeout_s)
+    if as_json:
+        render.print_json({"instance": str(key), "workflow": key.workflow, "id": key.id, "state": str(state)})
+        return
+    click.echo(str(key))
+    if owner is None:
+        click.echo(f"queued: `perdure serve {_file(workflow)} --state {state}` runs it", err=True)
+
+
+def _workflow(text: str) -> tuple[App | None, str]:
+    if ":" in text or text.endswith(".py") or "/" in text:
+        target = options.load_target(text)
+        return target.app, target.workflow
+    return None, text
+
+
+def _file(text: str) -> str:
+    return text.rpartition(":")[0] or text
+
+
+async def _create(
+    state: Path,
+    app: App | None,
+    name: str,
+    text: str,
+    instance_id: str | None,
+    if_exists: Any,
+    timeout_s: float,
+) -> tuple[Any, int | None]:
+    async with open_remote(state, known=app, make=app is not None) as remote:
+        owner = remote.owner()
+        if app is None and owner is None:
+            raise UnknownWorkflowError(
+                f"no process serves {state}, so nobody knows {name}: say where it is, as in `perdure create FILE:{name}`"
+            )
+        if instance_id == "":
+            raise InvalidArgumentError("--id is empty: leave it out for a random id")
+        key = await remote.create(
+            name,
+            params=text,
+            instance_id=instance_id,
+            if_exists=if_exists,
+            who=options.who(),
+            timeout_s=timeout_s,
+        )
+        return key, owner

@@ -1,0 +1,88 @@
+"""`perdure list`: what the catalog knows of instances."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+import trio
+
+from perdure.cli import options, render
+from perdure.engine.remote import STATUSES, open_remote
+
+
+@click.command("list")
+@options.state_option
+@options.json_option
+@click.option("--workflow", metavar="NAME", help="Only instances of this workflow.")
+@click.option("--status", type=click.Choice(STATUSES), help="Only instances with this status.")
+@click.option(
+    "--limit", type=click.IntRange(min=1), default=50, show_default=True, help="How many, newest first."
+)
+def list_(state: Path, as_json: bool, workflow: str | None, status: str | None, limit: int) -> None:
+    """List instances, newest first.
+
+    The catalog is an index: an instance in memory that sleeps is `running` here until it leaves
+    memory; `perdure describe` asks the instance itself.
+
+    \b
+    perdure list
+    perdure list --workflow ResearchAgent --status errored
+    perdure list --json | jq '.[].id'
+    """
+    found, owner, more = trio.run(_rows, state, workflow, status, limit)
+    if as_json:
+        render.print_json([_json(row) for row in found])
+        return
+    if not found:
+        click.echo(f"No instances in {state}" + (" match." if workflow or status else " yet."))
+        return
+    table = render.table("instance", "status", "created", "took", "why")
+    for row in found:
+        end = row.ended_at_ms or (render.now_ms() if row.started_at_ms else None)
+        took = None if end is None or row.started_at_ms is None else (end - row.started_at_ms) / 1000
+        table.add_row(
+            str(row.key), render.status_text(row.status), render.moment(render.from_ms(row.created_at_ms)),
+            render.duration(took), _why(row, running=owner is not None),
+        )  # fmt: skip
+    render.console().print(table)
+    if more:
+        click.echo(f"… and more: --limit {limit} are shown", err=True)
+
+
+async def _rows(
+    state: Path, workflow: str | None, status: str | None, limit: int
+) -> tuple[list[Any], int | None, bool]:
+    async with open_remote(state) as remote:
+        rows = remote.rows(workflow=workflow, status=status, limit=limit + 1)
+        return rows[:limit], remote.owner(), len(rows) > limit
+
+
+def _why(row: Any, *, running: bool) -> str:
+    if row.status in ("running", "queued") and not running:
+        return "parked: no process runs this folder"
+    parts = [row.reason or ""]
+    if row.status in ("waiting", "queued"):
+        when = render.from_ms(row.wake_at_ms or row.start_at_ms)
+        parts.append(f"until {render.moment(when)}" if when else "")
+    return " ".join(part for part in parts if part)
+
+
+def _json(row: Any) -> dict[str, Any]:
+    times = {
+        "created_at": row.created_at_ms,
+        "started_at": row.started_at_ms,
+        "ended_at": row.ended_at_ms,
+        "wake_at": row.wake_at_ms if row.wake_at_ms is not None else row.start_at_ms,
+    }
+    return {
+        "instance": str(row.key),
+        "workflow": row.workflow,
+        "id": row.id,
+        "status": row.status,
+        "reason": row.reason,
+        **{name: render.from_ms(ms) for name, ms in times.items()},
+        "version": row.version,
+        "tags": render.loaded(row.tags),
+    }

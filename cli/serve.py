@@ -1,0 +1,80 @@
+"""`perdure serve`: a long-running runtime that other `perdure` commands reach through its folder."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any, Final
+
+import click
+import trio
+
+from perdure import App, InvalidArgumentError, StateLockedError, open_runtime
+from perdure.cli import exits, options, render
+from perdure.cli.signals import Stop
+
+OPEN_TRIES_S: Final = 3.0
+"""A command that found nobody at work owns the folder for a moment."""
+OPEN_PAUSE_S: Final = 0.1
+
+
+@click.command()
+@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@options.state_option
+@options.json_option
+@click.option("--replay", type=click.Choice(["warm", "always"]), default="warm", show_default=True,
+              help="`always` calls run() from the top after every step: finds code that does not survive a replay.")  # fmt: skip
+@click.option("--durability", type=click.Choice(["full", "process"]), default="full", show_default=True,
+              help="`process` survives the death of the process, not of the machine, and skips the syncs.")  # fmt: skip
+@click.option("--verbose", "-v", is_flag=True, help="Log what workflows say at level INFO, too.")
+def serve(
+    files: tuple[str, ...], state: Path, as_json: bool, replay: Any, durability: Any, verbose: bool
+) -> None:
+    """Run the instances of a state folder until stopped.
+
+    Says in one line when it is ready. Ctrl-C or SIGTERM parks every instance, commits, and ends
+    within the app's `shutdown_grace_s` (10 s by default); a second one ends at once. What was under
+    way goes on with the next `serve`.
+
+    \b
+    perdure serve agents.py --state /var/lib/agents
+    perdure create ResearchAgent --params '{"topic": "tides"}'     from another terminal
+    """
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(message)s"
+    )
+    app = options.merged(options.load_file(file) for file in files)
+    if not app.definitions:
+        raise InvalidArgumentError(f"{', '.join(files)}: there is no workflow to serve")
+    stop = Stop(
+        hard="stopped at once: what was under way is lost as in a crash, and goes on with the next `perdure serve`"
+    )
+    with stop:
+        trio.run(_serve, app, state, replay, durability, as_json, stop)
+    click.echo(f"perdure: stopped; `perdure serve {' '.join(files)}` goes on", err=True)
+    raise SystemExit(exits.after_signal(stop.signal))
+
+
+async def _serve(app: App, state: Path, replay: Any, durability: Any, as_json: bool, stop: Stop) -> None:
+    with stop.scope():
+        for left in range(round(OPEN_TRIES_S / OPEN_PAUSE_S), -1, -1):
+            try:
+                async with open_runtime(state, app, replay=replay, durability=durability):
+                    _ready(app, state, as_json)
+                    await trio.sleep_forever()
+            except StateLockedError:
+                if not left:
+                    raise
+                await trio.sleep(OPEN_PAUSE_S)
+
+
+def _ready(app: App, state: Path, as_json: bool) -> None:
+    names = sorted(app.definitions)
+    if as_json:
+        render.print_json(
+            {"ready": True, "pid": os.getpid(), "state": str(state.absolute()), "workflows": names},
+            pretty=False,
+        )
+    else:
+        click.echo(f"ready: process {os.getpid()} serves {', '.join(names)} from {state}; Ctrl-C stops it")

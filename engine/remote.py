@@ -1,0 +1,425 @@
+"""A state folder from outside: commands and questions of a process that runs nothing there.
+
+A command is always a row of the folder's inbox. Whoever owns the folder carries it out; where
+nobody does, this process takes the folder for as long as that takes. So a command is carried out
+in one way only, and one whose owner died before replying is taken over: its token makes it happen
+exactly once.
+
+Reading never gets ahead of the disk (law 2): a live owner is asked to sync before its files are
+read; where nobody owns the folder its lock is held while they are.
+
+Invariants:
+    A command is acknowledged after its effect is durable.
+    This process runs no workflow, whatever it takes over: it knows classes only to check params.
+    The catalog's connection here never checkpoints.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import os
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any, Final, get_args
+
+import msgspec
+import trio
+
+from perdure import errors
+from perdure.engine.app import App
+from perdure.engine.clock import SystemClock
+from perdure.engine.folder import StateFolder
+from perdure.engine.inbox import CreateBody, EventBody, ring
+from perdure.engine.instance import InstanceStatus, status_at_rest
+from perdure.engine.runtime import IfExists, open_runtime
+from perdure.errors import (
+    AmbiguousInstanceError,
+    CommandError,
+    InstanceNotFoundError,
+    PerdureError,
+    StateLockedError,
+    UnknownWorkflowError,
+)
+from perdure.limits import Limits
+from perdure.storage.catalog import Catalog, open_catalog
+from perdure.storage.codec import Codec
+from perdure.storage.locks import FolderLock
+from perdure.storage.names import check_event_type, check_instance_id
+from perdure.storage.peek import bring_to_rest
+from perdure.storage.query import QueryHost, open_query_host
+from perdure.storage.records import CatalogRow, Key, Message, Reply, Status
+from perdure.storage.rows import Row, UnitedRows
+from perdure.storage.writer import write_now
+
+STATUSES: Final[tuple[str, ...]] = get_args(Status)
+ENDED: Final = frozenset({"complete", "errored", "terminated", "dead"})
+"""Statuses that nothing but a command changes."""
+REPLY_TIMEOUT_S: Final = 60.0
+"""How long an owner may take: `terminate` waits for step functions under way."""
+POLL_S: Final = 0.02
+RING_EVERY: Final = 25
+"""Looks for a reply between two rings of the doorbell, which may get lost with an owner."""
+CHANGE_POLL_S: Final = 0.1
+
+
+class _Visitor(App):
+    """Knows classes, to check params by, and runs none: no instance moves while it owns a folder."""
+
+    def __init__(self, known: App) -> None:
+        super().__init__(hooks=known.hooks, limits=Limits())
+        self._known = known
+
+    def definition(self, workflow: type | str) -> Any:
+        """Return what is known of a workflow."""
+        return self._known.definition(workflow)
+
+    def with_workflows(self, workflows: Sequence[type]) -> App:
+        """Return this very app: nothing is added to what runs nothing."""
+        del workflows
+        return self
+
+
+class Reader:
+    """One instance's file while it may be read; `owned` says whether a live process owns the folder."""
+
+    def __init__(
+        self,
+        row: CatalogRow,
+        status: InstanceStatus,
+        path: Path,
+        queries: QueryHost,
+        *,
+        owned: bool,
+        immutable: bool,
+    ) -> None:
+        self.row = row
+        self.status = status
+        self.path = path
+        self.owned = owned
+        self._queries = queries
+        self._immutable = immutable
+
+    @property
+    def has_file(self) -> bool:
+        """Whether there is a file yet: a created instance gets it at first need."""
+        return self.path.exists()
+
+    async def fetch(self, query: str, *bindings: Any, timeout_s: float = 30.0) -> list[Row]:
+        """Run one reading statement. Raises `QueryError` and its kinds."""
+        return await self._queries.fetch(
+            self.path, query, bindings, timeout_s=timeout_s, immutable=self._immutable
+        )
+
+
+@contextlib.asynccontextmanager
+async def open_remote(
+    path: str | os.PathLike[str], *, known: App | None = None, make: bool = False
+) -> AsyncGenerator[Remote, None]:
+    """Open the state folder `path` from outside; with `make` it is made where it is missing.
+
+    `known` are the classes by which the params of `create` are checked where nobody owns the
+    folder. Raises `StateUnusableError` and `StateVersionError`.
+    """
+    folder = StateFolder(path)
+    if not make:
+        folder.require()
+    folder.prepare()
+    catalog = Catalog(open_catalog(folder.catalog, checkpointer=False, create=make))
+    try:
+        async with open_query_host() as queries:
+            yield Remote(folder, catalog, queries, known or App())
+    finally:
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(catalog.close)
+
+
+class Remote:
+    """A state folder from outside. Made by `open_remote`."""
+
+    def __init__(self, folder: StateFolder, catalog: Catalog, queries: QueryHost, known: App) -> None:
+        self.folder = folder
+        self._catalog = catalog
+        self._queries = queries
+        self._known = known
+        self._clock = SystemClock()
+
+    # -- finding ---------------------------------------------------------------------------
+
+    def owner(self) -> int | None:
+        """Return the process that owns the folder (0 where it is unknown), or None."""
+        return FolderLock.holder(self.folder.lock)
+
+    def rows(
+        self, *, workflow: str | None = None, status: str | None = None, limit: int | None = None
+    ) -> list[CatalogRow]:
+        """Return what the catalog knows of instances, newest first."""
+        return self._catalog.select(workflow=workflow, status=status, limit=limit)
+
+    def find(self, key: Key) -> CatalogRow | None:
+        """Return the catalog's row of an instance, or None."""
+        return self._catalog.find(key)
+
+    def resolve(self, text: str) -> Key:
+        """Return the instance that `Workflow/id`, or an id alone, names.
+
+        Raises `AmbiguousInstanceError`, which lists the candidates, and `InstanceNotFoundError`.
+        """
+        workflow, slash, instance_id = text.partition("/")
+        if slash and self._catalog.find(Key(workflow, instance_id)) is not None:
+            return Key(workflow, instance_id)
+        rows = self._catalog.find_id(text)
+        if len(rows) == 1:
+            return rows[0].key
+        if rows:
+            names = [str(row.key) for row in rows]
+            raise AmbiguousInstanceError(
+                f"{text!r} is the id of {len(names)} instances: say {' or '.join(names)}",
+                instance_id=text,
+                candidates=names,
+            )
+        raise InstanceNotFoundError(
+            f"there is no instance {text} in {self.folder.root}{self._alike(text)}; `perdure list` shows"
+            " those there are",
+            instance_id=text,
+        )
+
+    def _alike(self, text: str) -> str:
+        names = [str(row.key) for row in self._catalog.select(limit=1_000)]
+        names += [name.partition("/")[2] for name in names]
+        alike = difflib.get_close_matches(text, names, n=1)
+        return f"; did you mean {alike[0]}?" if alike else ""
+
+    # -- commanding ------------------------------------------------------------------------
+
+    async def create(
+        self,
+        workflow: str,
+        *,
+        params: str | None,
+        instance_id: str | None = None,
+        if_exists: IfExists = "fail",
+        who: str | None = None,
+        timeout_s: float = REPLY_TIMEOUT_S,
+    ) -> Key:
+        """Create an instance; `params` are JSON text. It starts once a process runs its workflow.
+
+        Raises what `Runtime.create` raises.
+        """
+        key = Key(workflow, instance_id if instance_id is not None else uuid.uuid4().hex)
+        check_instance_id(key.id)
+        if self.owner() is None:
+            self._known.definition(workflow)
+        body = CreateBody(params=params, if_exists=if_exists)
+        await self.command(key, "create", body, who=who, timeout_s=timeout_s)
+        return key
+
+    async def send_event(
+        self,
+        key: Key,
+        type_: str,
+        payload: str,
+        *,
+        who: str | None = None,
+        timeout_s: float = REPLY_TIMEOUT_S,
+    ) -> str | None:
+        """Send an event; `payload` is JSON text. It stands in the instance's file when this returns."""
+        check_event_type(type_)
+        body = EventBody(type=type_, payload=payload)
+        return await self.command(key, "send-event", body, who=who, timeout_s=timeout_s)
+
+    async def command(
+        self,
+        key: Key,
+        command: str,
+        body: msgspec.Struct | None = None,
+        *,
+        who: str | None = None,
+        timeout_s: float = REPLY_TIMEOUT_S,
+    ) -> str | None:
+        """Have a command carried out and return its answer, once its effect is durable.
+
+        Raises what it raises where it is carried out, and `CommandError` where the owner has not
+        done it after `timeout_s`.
+        """
+        token = await self._post(key, command, body, who)
+        with trio.move_on_after(timeout_s):
+            while True:
+                reply = await self._reply(token) or await self._take_over(token)
+                if reply is not None:
+                    return _value(reply)
+        raise CommandError(
+            f"process {self.owner()}, which owns {self.folder.root}, has not carried out {command!r} within"
+            f" {timeout_s:g} s: it stands in its inbox and takes effect as soon as that gets to it"
+        )
+
+    async def _post(self, key: Key, command: str, body: msgspec.Struct | None, who: str | None) -> str:
+        message = Message(
+            seq=0,
+            token=uuid.uuid4().hex,
+            workflow=key.workflow,
+            id=key.id,
+            command=command,
+            body=None if body is None else msgspec.json.encode(body).decode(),
+            actor=who,
+        )
+        at_ms = self._clock.wall_ms()
+        await trio.to_thread.run_sync(
+            lambda: write_now(
+                self._catalog, lambda catalog: catalog.post(message, at_ms=at_ms), path=self.folder.catalog
+            )
+        )
+        return message.token
+
+    async def _reply(self, token: str) -> Reply | None:
+        """Wait for the owner's reply; None once nobody owns the folder."""
+        looks = 0
+        while True:
+            reply = self._catalog.reply(token)
+            if reply is not None:
+                return reply
+            if looks % RING_EVERY == 0:
+                if self.owner() is None:
+                    return self._catalog.reply(token)  # it may have come with the owner's last breath
+                ring(self.folder.doorbell)
+            looks += 1
+            await trio.sleep(POLL_S)
+
+    async def _take_over(self, token: str) -> Reply | None:
+        """Own the folder until the command is carried out; None where another process was quicker."""
+        visitor = _Visitor(self._known)
+        with contextlib.suppress(StateLockedError):
+            async with open_runtime(self.folder.root, visitor):
+                while True:
+                    reply = self._catalog.reply(token)
+                    if reply is not None:
+                        return reply
+                    await trio.sleep(POLL_S / 4)
+        return None
+
+    # -- asking ----------------------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def read(self, key: Key) -> AsyncGenerator[Reader, None]:
+        """Keep an instance's file fit for reading while inside: still, or synced by its owner.
+
+        Raises `InstanceNotFoundError`.
+        """
+        path = self.folder.instance(key)
+        lock, answer = await self._hold_or_sync(key)
+        try:
+            row = self._require(key)
+            whole = lock is not None and await trio.to_thread.run_sync(bring_to_rest, path)
+            if answer:
+                status = msgspec.json.decode(answer, type=InstanceStatus)
+            else:
+                status = await trio.to_thread.run_sync(status_at_rest, row, path)
+            yield Reader(row, status, path, self._queries, owned=lock is None, immutable=whole)
+        finally:
+            with trio.CancelScope(shield=True):
+                if lock is None:  # a closed file that was read has side files now
+                    await trio.to_thread.run_sync(bring_to_rest, path)
+                else:
+                    lock.release()
+
+    async def read_all(self, workflow: str, query: str, *, timeout_s: float) -> UnitedRows:
+        """Run one reading statement over every instance of a workflow and unite the rows.
+
+        Raises `UnknownWorkflowError`, and what `QueryHost.fetch_all` raises.
+        """
+        rows = self.rows(workflow=workflow)
+        if not rows:
+            known = ", ".join(sorted({row.workflow for row in self.rows()})) or "none"
+            raise UnknownWorkflowError(
+                f"no instance of {workflow!r} is in {self.folder.root}; it holds: {known}"
+            )
+        paths = [(row.id, self.folder.instance(row.key)) for row in reversed(rows)]
+        there = [(id_, path) for id_, path in paths if path.exists()]
+        lock, _ = await self._hold_or_sync(Key(workflow, ""))
+        try:
+            files = [(id_, path, lock is not None and bring_to_rest(path)) for id_, path in there]
+            return await self._queries.fetch_all(files, query, timeout_s=timeout_s)
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(lambda: [bring_to_rest(path) for _, path in there])
+            if lock is not None:
+                lock.release()
+
+    async def read_catalog(self, query: str, *, timeout_s: float) -> list[Row]:
+        """Run one reading statement over the catalog, which is always synced."""
+        return await self._queries.fetch(self.folder.catalog, query, timeout_s=timeout_s)
+
+    async def changes(self, key: Key) -> AsyncIterator[None]:
+        """Yield at once, and then whenever something of the instance may have changed."""
+        seen: object = None
+        while True:
+            row = self._require(key)
+            now = (
+                row.status,
+                row.reason,
+                row.incarnation,
+                self.owner(),
+                file_signature(self.folder.instance(key)),
+            )
+            if now != seen:
+                seen = now
+                yield
+            else:
+                await trio.sleep(CHANGE_POLL_S)
+
+    def _require(self, key: Key) -> CatalogRow:
+        row = self._catalog.find(key)
+        if row is None:
+            raise InstanceNotFoundError(
+                f"there is no instance {key} in {self.folder.root}", workflow=key.workflow, instance_id=key.id
+            )
+        return row
+
+    async def _hold_or_sync(self, key: Key) -> tuple[FolderLock | None, str | None]:
+        """Take the folder's lock, or have its owner sync the instance and say where it stands."""
+        with trio.move_on_after(REPLY_TIMEOUT_S):
+            while True:
+                if self.owner() is None:
+                    with contextlib.suppress(StateLockedError):
+                        return FolderLock.acquire(self.folder.lock), None
+                reply = await self._reply(await self._post(key, "sync", None, None))
+                if reply is not None:
+                    return None, _value(reply)
+        raise CommandError(
+            f"process {self.owner()}, which owns {self.folder.root}, has not answered within"
+            f" {REPLY_TIMEOUT_S:g} s, so what is in its files may not be shown yet: is it stopped?"
+        )
+
+
+def file_signature(path: os.PathLike[str]) -> object:
+    """Return what differs once an instance's file has been written to. Opens nothing."""
+    found: list[tuple[int, int] | None] = []
+    for name in (os.fspath(path), f"{os.fspath(path)}-wal"):
+        try:
+            about = Path(name).stat()
+        except OSError:
+            found.append(None)
+        else:
+            found.append((about.st_mtime_ns, about.st_size))
+    return tuple(found)
+
+
+def stored_params(app: App, workflow: str, params: Any) -> str:
+    """Return params as they are stored, as JSON text. Raises `InvalidParamsError`, `UnknownWorkflowError`."""
+    definition = app.definition(workflow)
+    if params is None and not definition.has_params:
+        return "null"
+    stored, _ = Codec(app.hooks).coder(definition.params).accept(params)
+    return stored if isinstance(stored, str) else repr(stored)
+
+
+def _value(reply: Reply) -> str | None:
+    """Return a reply's value, or raise the error that it brings."""
+    if reply.ok:
+        return reply.value
+    cls = getattr(errors, reply.error or "", CommandError)
+    if isinstance(cls, type) and issubclass(cls, PerdureError):
+        with contextlib.suppress(TypeError):  # a class that wants more than a text
+            raise cls(reply.message)
+    raise CommandError(reply.message)
