@@ -17,9 +17,11 @@ Invariants:
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from types import FrameType
 from typing import Any, Final, Literal, NoReturn
 
 import trio
@@ -267,17 +269,42 @@ def _leaf_tasks(task: trio.lowlevel.Task) -> Iterator[trio.lowlevel.Task]:
 
 
 def _waits_for_children(task: trio.lowlevel.Task) -> bool:
-    frames = [frame for frame, _ in task.iter_await_frames() if hasattr(frame, "f_code")]
-    return any(frame.f_code.co_name == "_nested_child_finished" for frame in frames[-3:])
+    return any(frame.f_code.co_name == "_nested_child_finished" for frame in _frames(task)[-3:])
+
+
+def _frames(task: trio.lowlevel.Task) -> list[FrameType]:
+    """Return the frames a task is suspended in, outermost first.
+
+    trio's own walk ends at the first object with an `__await__` of its own, as every step call is:
+    what lies behind it is asked of the garbage collector.
+    """
+    frames: list[FrameType] = []
+    awaited: Any = task.coro
+    while awaited is not None:
+        for frame, further in (
+            ("cr_frame", "cr_await"),
+            ("gi_frame", "gi_yieldfrom"),
+            ("ag_frame", "ag_await"),
+        ):
+            if hasattr(awaited, frame):
+                frames.append(getattr(awaited, frame))
+                awaited = getattr(awaited, further)
+                break
+        else:  # the wrapper that a coroutine's __await__ gives, or a step of an async generator
+            behind = [
+                found
+                for found in gc.get_referents(awaited)
+                if hasattr(found, "cr_frame") or hasattr(found, "ag_frame")
+            ]
+            awaited = behind[0] if behind else None
+    return frames
 
 
 def _line(task: trio.lowlevel.Task) -> str:
     """Return the innermost line of a task that is not trio's or ours."""
     best = "an unknown line"
-    for frame, line in task.iter_await_frames():
-        if not hasattr(frame, "f_code"):
-            break
+    for frame in _frames(task):
         module = frame.f_globals.get("__name__", "")
         if not module.startswith(("trio.", "perdure.", "contextlib")):
-            best = f"{frame.f_code.co_filename}:{line}"
+            best = f"{frame.f_code.co_filename}:{frame.f_lineno}"
     return best

@@ -41,7 +41,8 @@ FILE_LINE: Final = re.compile(r"# ([\w./-]+\.\w+)\n")
 VARYING: Final = (  # what may differ, and what stands for it
     (re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d+)?)?(Z| UTC)?"), "TIME"),
     (re.compile(r"\b\d\d:\d\d(:\d\d(\.\d+)?)?\b"), "TIME"),
-    (re.compile(r"(?<![\w-])\d+(\.\d+)?\s?(ms|µs|s|min|h)(?![\w-])(\s\d+(\.\d+)?\s?(ms|s|min)(?!\w))?"), "SPAN"),
+    (re.compile(r"(?<![\w-])\d+(\.\d+)?\s?(ms|µs|s|min|h)(?![\w-])"), "SPAN"),
+    (re.compile(r"SPAN SPAN"), "SPAN"),
     (re.compile(r"_ms\": \d+(\.\d+)?"), '_ms": SPAN'),
     (re.compile(r"\b[0-9a-f]{32}\b"), "ID"),
     (re.compile(r"\b(pid|process) \d+"), "PID"),
@@ -227,7 +228,7 @@ class Page:
 
 @pytest.fixture
 def page(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Page]:
-    """The page named by the test's parameter, in an empty folder."""
+    """Return the page named by the test's parameter, in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     known = set(sys.modules)

@@ -11,7 +11,11 @@ import pytest
 pytestmark = pytest.mark.checkout
 
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
-PAGES: Final = ["README.md", "CHANGELOG.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
+PAGES: Final = [
+    "README.md",
+    "CHANGELOG.md",
+    *(f"docs/{path.name}" for path in sorted(ROOT.glob("docs/*.md"))),
+]
 LINK: Final = re.compile(r"\]\(([^)\s]+)\)|src=\"([^\"]+)\"")
 
 
@@ -44,7 +48,9 @@ def test_every_link_within_the_repository_leads_somewhere(name: str) -> None:
             assert path.exists(), f"{name} links to {target}"
             if anchor and path.suffix == ".md":
                 headings = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
-                anchors = {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+                anchors = {
+                    re.sub(r"[^\w\- ]", "", text).strip().lower().replace(" ", "-") for text in headings
+                }
                 assert anchor in anchors, f"{name} links to {target}; there are {sorted(anchors)}"
 
 
