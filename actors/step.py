@@ -188,11 +188,24 @@ class WorkflowStep:
 
     # -- parallel parts --------------------------------------------------------------------
 
+    @overload
     def map(
-        self, name: str, fn: Callable[[I], Coroutine[Any, Any, T]] | Callable[[I], T], items: Iterable[I], *,
+        self, name: str, fn: Callable[[I], Coroutine[Any, Any, T]], items: Iterable[I], *, limit: int | None = None,
+        retries: Retries | int | None = None, timeout: Duration | None = None, returns: object = None,
+        sensitive: Sensitive | None = None,
+    ) -> GroupCall[list[T]]: ...  # fmt: skip
+    @overload
+    def map(
+        self, name: str, fn: Callable[[I], T], items: Iterable[I], *, limit: int | None = None,
+        retries: Retries | int | None = None, timeout: Duration | None = None, returns: object = None,
+        sensitive: Sensitive | None = None,
+    ) -> GroupCall[list[T]]: ...  # fmt: skip
+
+    def map(
+        self, name: str, fn: Callable[[I], Any], items: Iterable[I], *,
         limit: int | None = None, retries: Retries | int | None = None, timeout: Duration | None = None,
         returns: object = None, sensitive: Sensitive | None = None,
-    ) -> GroupCall[list[T]]:  # fmt: skip
+    ) -> GroupCall[list[Any]]:  # fmt: skip
         """Run `fn(item)` for each item as the steps `name[0]`, `name[1]` …, at most `limit` at a time.
 
         Returns the results in the order of the items. All parts run to their end; then one

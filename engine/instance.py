@@ -114,7 +114,11 @@ class Instance(Generic[R]):
 
     async def status(self) -> InstanceStatus:
         """Return where the instance stands; what it rests on is durable."""
+        status = await self._status()
         await self._loop.synced(self.key)
+        return status
+
+    async def _status(self) -> InstanceStatus:
         life = self._loop.lives.get(self.key)
         row = self._loop.require(self.key)
         if life is not None and life.actor is not None and life.file is not None:
@@ -140,6 +144,7 @@ class Instance(Generic[R]):
         rows = await self._queries.fetch(
             path, query, bindings, timeout_s=seconds(timeout), immutable=immutable
         )
+        await self._loop.synced(self.key)  # what it wrote while the query was on its way
         if as_ is None:
             return rows
         return [msgspec.convert(row.as_dict(), as_, strict=False) for row in rows]
@@ -158,6 +163,7 @@ class Instance(Generic[R]):
         async with self._queries.stream(
             path, query, bindings, timeout_s=timeout_s, immutable=immutable
         ) as rows:
+            await self._loop.synced(self.key)  # the snapshot is taken by now
             yield rows
 
     async def history(self, *, after: int = 0) -> list[HistoryEntry]:
