@@ -8,6 +8,7 @@ A page's blocks are tried in order, from top to bottom, in an empty folder of th
     ```text   below a run block: what it printed.
     ```console a line `$ command` is run in the page's one shell; the lines below it are what it
               printed. A command that fails is followed by `$ echo $?`.
+    ```sql    statements, each run on the instance that the page made last: they must be valid.
     ```sh     what sets a machine up (git, pip, make): read and not run.
 
 What differs from one run to the next (times, durations, random ids, process ids) and the width of
@@ -21,6 +22,8 @@ import io
 import os
 import queue
 import re
+import shutil
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -167,7 +170,8 @@ def _environment(folder: Path) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PERDURE_", "PYTEST"))}
     scripts = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     plain = {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb", "PYTHONUNBUFFERED": "1", "LC_ALL": "C.UTF-8"}
-    return {**kept, **plain, "PATH": scripts, "HOME": str(folder)}
+    quiet = {"PYTEST_ADDOPTS": "-W ignore"}  # what other libraries warn of comes and goes
+    return {**kept, **plain, **quiet, "PATH": scripts, "HOME": str(folder)}
 
 
 class Page:
@@ -193,6 +197,8 @@ class Page:
                 self._compare(block, told, printed)
             elif block.language == "console":
                 self._type(block)
+            elif block.language == "sql":
+                self._ask(block)
 
     def close(self) -> None:
         """End the shell, if one was opened."""
@@ -211,12 +217,20 @@ class Page:
         shell = self._shell = self._shell or Shell(self._folder)
         commands = block.commands
         for index, (command, told) in enumerate(commands):
+            if command.startswith("sqlite3 ") and shutil.which("sqlite3") is None:
+                continue
             expected = essence(told, self._folder)
             printed, code = shell.run(command, lambda text: agrees(expected, essence(text, self._folder)))  # noqa: B023 - called before the next turn
             asked = index + 1 < len(commands) and commands[index + 1][0] == "echo $?"
             if code and not asked:
                 pytest.fail(f"{block.page}:{block.line}: `{command}` ends with {code}:\n{printed}")
             self._compare(block, told, printed, command)
+
+    def _ask(self, block: Block) -> None:
+        files = sorted(self._folder.glob(".perdure/*/*.sqlite"), key=lambda file: file.stat().st_mtime_ns)
+        with contextlib.closing(sqlite3.connect(files[-1])) as connection:
+            for statement in block.text.split(";"):
+                connection.execute(statement).fetchall()
 
     def _compare(self, block: Block, told: str, printed: str, command: str = "the block") -> None:
         if not agrees(essence(told, self._folder), essence(printed, self._folder)):
@@ -230,7 +244,7 @@ class Page:
 def page(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Page]:
     """Return the page named by the test's parameter, in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     known = set(sys.modules)
     page = Page(ROOT / request.param, tmp_path)
     yield page
