@@ -10,8 +10,6 @@ import contextvars
 import logging
 import time
 
-import trio
-
 from perdure.actors.retry import StepConfig
 from perdure.errors import WorkflowCodeError
 
@@ -36,7 +34,16 @@ class StepContext:
     no other step anywhere; `deadline_s` is when the attempt times out, on `time.monotonic`.
     """
 
-    __slots__ = ("attempt", "config", "deadline_s", "idempotency_key", "instance", "log", "step")
+    __slots__ = (
+        "_cancelled",
+        "attempt",
+        "config",
+        "deadline_s",
+        "idempotency_key",
+        "instance",
+        "log",
+        "step",
+    )
 
     def __init__(
         self, step: StepName, *, attempt: int, config: StepConfig, idempotency_key: str, instance: str,
@@ -49,6 +56,7 @@ class StepContext:
         self.instance = instance
         self.deadline_s = deadline_s
         self.log = log
+        self._cancelled = False
 
     @property
     def remaining_s(self) -> float:
@@ -57,16 +65,15 @@ class StepContext:
 
     @property
     def cancelled(self) -> bool:
-        """Whether a plain function should return now: the attempt was cancelled or is overdue."""
-        if self.remaining_s < 0:
-            return True
-        try:
-            trio.from_thread.check_cancelled()
-        except trio.Cancelled:
-            return True
-        except RuntimeError:  # not in a worker thread: cancellation comes by itself there
-            return False
-        return False
+        """Whether a plain function should return now: the attempt was cancelled or is overdue.
+
+        Functions in the loop need not look: cancellation comes to them by itself.
+        """
+        return self._cancelled or self.remaining_s < 0
+
+    def cancel(self) -> None:
+        """Tell the function that its attempt is cancelled. The runtime calls this; the thread it runs in is shielded."""
+        self._cancelled = True
 
 
 CURRENT: contextvars.ContextVar[StepContext] = contextvars.ContextVar("perdure_current_step")

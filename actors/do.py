@@ -213,7 +213,9 @@ class DoCall(StepCall[T]):
 
         timer = self.run.host.timers.at(deadline_in(self.run.host.clock, timeout_s), overdue)
         try:
-            return await self.run.host.functions.call("plain", fn, args, library=self.run.library)
+            return await self.run.host.functions.call(
+                "plain", fn, args, library=self.run.library, on_cancel=context.cancel
+            )
         finally:
             timer.cancel()
 

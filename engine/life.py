@@ -119,6 +119,11 @@ class Life:
             with trio.CancelScope(shield=True):
                 await self._close()
                 await self._bury(f"internal error: {error!r}")
+        except KeyboardInterrupt as interrupt:  # raised in the user's code; it may as well have been in ours
+            with trio.CancelScope(shield=True):
+                await self._close()
+                await self._postpone(repr(interrupt), 0)
+            raise
         finally:
             self.ending = True
             self.opened.set()
@@ -252,8 +257,11 @@ class Life:
         logger.error(
             "%s goes back to its last commit and rests for %g s: %s", key, limits.reset_delay_s, error
         )
-        wake = deadline_in(self._owner.host.clock, limits.reset_delay_s)
-        await self._tell(lambda catalog: catalog.postpone(key, reason=str(error), wake=wake))
+        await self._postpone(str(error), limits.reset_delay_s)
+
+    async def _postpone(self, reason: str, delay_s: float) -> None:
+        key, wake = self.key, deadline_in(self._owner.host.clock, delay_s)
+        await self._tell(lambda catalog: catalog.postpone(key, reason=reason, wake=wake))
 
     async def _bury(self, reason: str) -> None:
         key = self.key
