@@ -32,7 +32,7 @@ DONE: Final = {
 @options.json_option
 @options.timeout_option
 def send_event(
-    instance: str, type_: str, payload: str | None, state: Path, as_json: bool, timeout_s: float
+    *, instance: str, type_: str, payload: str | None, state: Path, as_json: bool, timeout_s: float
 ) -> None:
     """Send an event to an instance. It stands in the instance's file when this returns.
 
@@ -53,7 +53,7 @@ def send_event(
 @options.state_option
 @options.json_option
 @options.timeout_option
-def pause(instance: str, state: Path, as_json: bool, timeout_s: float) -> None:
+def pause(*, instance: str, state: Path, as_json: bool, timeout_s: float) -> None:
     """Pause an instance: steps under way finish, none starts, timers stand still.
 
     \b
@@ -68,7 +68,7 @@ def pause(instance: str, state: Path, as_json: bool, timeout_s: float) -> None:
 @options.state_option
 @options.json_option
 @options.timeout_option
-def resume(instance: str, state: Path, as_json: bool, timeout_s: float) -> None:
+def resume(*, instance: str, state: Path, as_json: bool, timeout_s: float) -> None:
     """Take a pause back, or revive a dead instance. What it waits for moves by the pause's length.
 
     \b
@@ -82,7 +82,7 @@ def resume(instance: str, state: Path, as_json: bool, timeout_s: float) -> None:
 @options.state_option
 @options.json_option
 @options.timeout_option
-def terminate(instance: str, state: Path, as_json: bool, timeout_s: float) -> None:
+def terminate(*, instance: str, state: Path, as_json: bool, timeout_s: float) -> None:
     """End an instance for good. Steps under way are cancelled and waited for.
 
     \b

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 import trio
 
-from perdure import App, InvalidArgumentError, UnknownWorkflowError
+from perdure import App, InstanceExistsError, UnknownWorkflowError
 from perdure.cli import options, render
 from perdure.engine.remote import open_remote, stored_params
 
@@ -22,16 +23,25 @@ from perdure.engine.remote import open_remote, stored_params
     "--id", "instance_id", help="The instance's id, unique within its workflow; a random one by default."
 )
 @click.option(
-    "--if-exists", type=click.Choice(["fail", "attach", "restart"]), default="fail", show_default=True,
+    "--if-exists",
+    type=click.Choice(["fail", "attach", "restart"]),
+    default="fail",
+    show_default=True,
     help="What to do where the id is in use: refuse, leave it as it is, or end it and begin anew.",
-)  # fmt: skip
+)
 @options.state_option
 @options.json_option
 @options.timeout_option
 def create(
-    workflow: str, params: str | None, instance_id: str | None, if_exists: Any, state: Path, as_json: bool,
+    *,
+    workflow: str,
+    params: str | None,
+    instance_id: str | None,
+    if_exists: Any,
+    state: Path,
+    as_json: bool,
     timeout_s: float,
-) -> None:  # fmt: skip
+) -> None:
     """Create an instance. It stands durably in the state folder when this returns.
 
     A process that serves the folder starts it at once; without one it waits in the queue for
@@ -48,7 +58,17 @@ def create(
         text = stored_params(app, name, value)
     else:
         text = "null" if params is None else options.as_json_text(value)
-    key, owner = trio.run(_create, state, app, name, text, instance_id, if_exists, timeout_s)
+    key, owner = trio.run(
+        partial(
+            _create,
+            state,
+            (app, name),
+            text,
+            instance_id=instance_id,
+            if_exists=if_exists,
+            timeout_s=timeout_s,
+        )
+    )
     if as_json:
         render.print_json({"instance": str(key), "workflow": key.workflow, "id": key.id, "state": str(state)})
         return
@@ -70,27 +90,35 @@ def _file(text: str) -> str:
 
 async def _create(
     state: Path,
-    app: App | None,
-    name: str,
+    workflow: tuple[App | None, str],
     text: str,
+    *,
     instance_id: str | None,
     if_exists: Any,
     timeout_s: float,
 ) -> tuple[Any, int | None]:
+    app, name = workflow
     async with open_remote(state, known=app, make=app is not None) as remote:
         owner = remote.owner()
         if app is None and owner is None:
             raise UnknownWorkflowError(
-                f"no process serves {state}, so nobody knows {name}: say where it is, as in `perdure create FILE:{name}`"
+                f"no process serves {state}, so nobody knows {name}: say where it is, as in"
+                f" `perdure create FILE:{name}`"
             )
-        if instance_id == "":
-            raise InvalidArgumentError("--id is empty: leave it out for a random id")
-        key = await remote.create(
-            name,
-            params=text,
-            instance_id=instance_id,
-            if_exists=if_exists,
-            who=options.who(),
-            timeout_s=timeout_s,
-        )
+        try:
+            key = await remote.create(
+                name,
+                params=text,
+                instance_id=instance_id,
+                if_exists=if_exists,
+                who=options.who(),
+                timeout_s=timeout_s,
+            )
+        except InstanceExistsError as error:
+            raise InstanceExistsError(
+                f"{error.workflow or name}/{error.instance_id or instance_id} exists already: choose another"
+                " --id, or say --if-exists attach or restart",
+                workflow=error.workflow,
+                instance_id=error.instance_id,
+            ) from error
         return key, owner

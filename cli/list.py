@@ -20,7 +20,7 @@ from perdure.engine.remote import STATUSES, open_remote
 @click.option(
     "--limit", type=click.IntRange(min=1), default=50, show_default=True, help="How many, newest first."
 )
-def list_(state: Path, as_json: bool, workflow: str | None, status: str | None, limit: int) -> None:
+def list_(*, state: Path, as_json: bool, workflow: str | None, status: str | None, limit: int) -> None:
     """List instances, newest first.
 
     The catalog is an index: an instance in memory that sleeps is `running` here until it leaves
@@ -43,9 +43,12 @@ def list_(state: Path, as_json: bool, workflow: str | None, status: str | None, 
         end = row.ended_at_ms or (render.now_ms() if row.started_at_ms else None)
         took = None if end is None or row.started_at_ms is None else (end - row.started_at_ms) / 1000
         table.add_row(
-            str(row.key), render.status_text(row.status), render.moment(render.from_ms(row.created_at_ms)),
-            render.duration(took), _why(row, running=owner is not None),
-        )  # fmt: skip
+            str(row.key),
+            render.status_text(row.status),
+            render.moment(render.from_ms(row.created_at_ms)),
+            render.duration(took),
+            _why(row, running=owner is not None),
+        )
     render.console().print(table)
     if more:
         click.echo(f"… and more: --limit {limit} are shown", err=True)

@@ -118,7 +118,7 @@ def duration(seconds: float | None) -> str:
 
 
 def moment(when: datetime | None) -> str:
-    """Return a point in time for people, in local time: the clock's reading, with the day unless it is today."""
+    """Return a point in local time for people: the clock's reading, with the day unless it is today."""
     if when is None:
         return ""
     local = when.astimezone()
@@ -149,8 +149,9 @@ def cell(value: Any, *, chars_max: int | None = None) -> Text:
     if value is None:
         return Text("null", style="dim")
     if isinstance(value, bytes):
+        more = "…" if len(value) > BYTES_SHOWN_MAX else ""
         return Text(
-            f"x'{value[:BYTES_SHOWN_MAX].hex()}{'…' if len(value) > BYTES_SHOWN_MAX else ''}' ({len(value)} bytes)",
+            f"x'{value[:BYTES_SHOWN_MAX].hex()}{more}' ({len(value)} bytes)",
             style="dim",
         )
     text = str(value).replace("\n", "⏎")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,7 +12,7 @@ import click
 import trio
 
 from perdure import App, InvalidArgumentError, StateLockedError, open_runtime
-from perdure.cli import exits, options, render
+from perdure.cli import options, render
 from perdure.cli.signals import Stop
 
 OPEN_TRIES_S: Final = 3.0
@@ -23,13 +24,23 @@ OPEN_PAUSE_S: Final = 0.1
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @options.state_option
 @options.json_option
-@click.option("--replay", type=click.Choice(["warm", "always"]), default="warm", show_default=True,
-              help="`always` calls run() from the top after every step: finds code that does not survive a replay.")  # fmt: skip
-@click.option("--durability", type=click.Choice(["full", "process"]), default="full", show_default=True,
-              help="`process` survives the death of the process, not of the machine, and skips the syncs.")  # fmt: skip
+@click.option(
+    "--replay",
+    type=click.Choice(["warm", "always"]),
+    default="warm",
+    show_default=True,
+    help="`always` calls run() from the top after every recorded step.",
+)
+@click.option(
+    "--durability",
+    type=click.Choice(["full", "process"]),
+    default="full",
+    show_default=True,
+    help="`process` skips syncs: it survives the death of the process, not of the machine.",
+)
 @click.option("--verbose", "-v", is_flag=True, help="Log what workflows say at level INFO, too.")
 def serve(
-    files: tuple[str, ...], state: Path, as_json: bool, replay: Any, durability: Any, verbose: bool
+    *, files: tuple[str, ...], state: Path, as_json: bool, replay: Any, durability: Any, verbose: bool
 ) -> None:
     """Run the instances of a state folder until stopped.
 
@@ -48,15 +59,14 @@ def serve(
     if not app.definitions:
         raise InvalidArgumentError(f"{', '.join(files)}: there is no workflow to serve")
     stop = Stop(
-        hard="stopped at once: what was under way is lost as in a crash, and goes on with the next `perdure serve`"
+        hard="stopped at once: attempts under way are lost as in a crash; the next `perdure serve` goes on"
     )
     with stop:
-        trio.run(_serve, app, state, replay, durability, as_json, stop)
+        trio.run(partial(_serve, app, state, stop, replay=replay, durability=durability, as_json=as_json))
     click.echo(f"perdure: stopped; `perdure serve {' '.join(files)}` goes on", err=True)
-    raise SystemExit(exits.after_signal(stop.signal))
 
 
-async def _serve(app: App, state: Path, replay: Any, durability: Any, as_json: bool, stop: Stop) -> None:
+async def _serve(app: App, state: Path, stop: Stop, *, replay: Any, durability: Any, as_json: bool) -> None:
     with stop.scope():
         for left in range(round(OPEN_TRIES_S / OPEN_PAUSE_S), -1, -1):
             try:

@@ -323,6 +323,11 @@ class Remote:
                 else:
                     lock.release()
 
+    async def make_file(self, key: Key) -> None:
+        """Have an instance that nothing has started yet get its file, so that it can be asked."""
+        if self._require(key).birth is not None and not self.folder.instance(key).exists():
+            await self.command(key, "open")
+
     async def read_all(self, workflow: str, query: str, *, timeout_s: float) -> UnitedRows:
         """Run one reading statement over every instance of a workflow and unite the rows.
 
