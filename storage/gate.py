@@ -124,6 +124,12 @@ class Gate:
         Raises `StorageWriteError` or `StorageFullError` where that failed.
         """
         target = file.generation + file.in_transaction
+        if self.durability == "process" and self._safe(file) < target:
+            # No sync to share, so no round is needed: what is ready now gets to write, and that is the tick.
+            await trio.lowlevel.checkpoint()
+            if file in self._dirty and file.ticket is None and not self._is_long(file):
+                del self._dirty[file]
+                self._commit(file, None)
         while file.failure is not None or self._safe(file) < target:
             if file.failure is not None:
                 raise file.failure
@@ -237,9 +243,13 @@ class Gate:
         if self._on_failure is not None:
             self._on_failure(file, error)
 
+    def _is_long(self, file: InstanceFile) -> bool:
+        """Whether the file's WAL wants to be checkpointed."""
+        return file.bytes_since_checkpoint > self._checkpoint_bytes
+
     def _may_checkpoint(self, file: InstanceFile) -> bool:
         return (
-            file.bytes_since_checkpoint > self._checkpoint_bytes
+            self._is_long(file)
             and file.failure is None
             and not file.in_transaction
             and file not in self._checkpointing
