@@ -24,7 +24,7 @@ from perdure.storage.failure import restore_failure
 from perdure.storage.journal import Step
 from perdure.storage.records import StepKind
 
-T = TypeVar("T")
+T = TypeVar("T", covariant=True)
 
 
 def caller(depth: int) -> tuple[CodeType, int]:

@@ -27,6 +27,7 @@ from typing import Any, Final, Literal, NoReturn
 import trio
 
 from perdure.actors.context import CURRENT
+from perdure.actors.functions import Library
 from perdure.actors.host import Host, remaining_ms
 from perdure.actors.identity import Names
 from perdure.actors.mailbox import Mailbox
@@ -66,7 +67,7 @@ class Run:
     """
 
     def __init__(
-        self, *, key: Key, file: InstanceFile, journal: Journal, mailbox: Mailbox, host: Host, library: Literal["trio", "asyncio"],
+        self, *, key: Key, file: InstanceFile, journal: Journal, mailbox: Mailbox, host: Host, library: Library,
         incarnation: int, log: logging.LoggerAdapter[logging.Logger],
         on_divergence: Callable[[str, DivergenceError, bool], None], on_quiet: Callable[[], None],
     ) -> None:  # fmt: skip
@@ -75,7 +76,7 @@ class Run:
         self.journal = journal
         self.mailbox = mailbox
         self.host = host
-        self.library = library
+        self.library: Library = library
         self.instance = str(key)
         self.idempotency_prefix = f"{key.workflow}-{incarnation & 0xFFFFFFFFFFFFFFFF:016x}"
         self.log = log

@@ -6,10 +6,11 @@ Every method checks and registers its call and returns an awaitable; nothing hap
 
 from __future__ import annotations
 
+import builtins
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import UTC, datetime
-from typing import Any, TypeVar, TypeVarTuple, overload
+from typing import Any, TypeVar, TypeVarTuple, Unpack, overload
 from uuid import UUID
 
 from perdure.actors.callee import Callee, callee_of
@@ -22,12 +23,22 @@ from perdure.actors.identity import function_identity
 from perdure.actors.instant import TransactionCall, ValueCall
 from perdure.actors.retry import Retries, Sensitive, resolve_config
 from perdure.actors.run import Run
+from perdure.actors.signatures import (
+    CallOrAny,
+    CallOrAsync,
+    CallOrOther,
+    D,
+    Declaration,
+    MapOptions,
+    StepOptions,
+)
 from perdure.actors.waiting import EventCall, SleepCall, StepEvent
 from perdure.errors import InvalidArgumentError
 from perdure.storage.names import check_event_type
 from perdure.storage.sql import Sql
 
 T = TypeVar("T")
+R = TypeVar("R")
 K = TypeVar("K", bound=str)
 I = TypeVar("I")  # noqa: E741 - the type of an item of step.map
 Ts = TypeVarTuple("Ts")
@@ -50,51 +61,75 @@ class WorkflowStep:
 
     @overload
     def do(
-        self, name: str, fn: Callable[[*Ts], Coroutine[Any, Any, T]], /, *args: *Ts, retries: Retries | int | None = None,
-        timeout: Duration | None = None, returns: object = None, key: object = None, sensitive: Sensitive | None = None,
-    ) -> StepCall[T]: ...  # fmt: skip
+        self,
+        name: str,
+        fn: Callable[..., Any],
+        /,
+        *args: Any,
+        returns: type[R],
+        **options: Unpack[StepOptions],
+    ) -> StepCall[R]: ...
     @overload
     def do(
-        self, name: str, fn: Callable[[*Ts, StepContext], Coroutine[Any, Any, T]], /, *args: *Ts,
-        retries: Retries | int | None = None, timeout: Duration | None = None, returns: object = None, key: object = None,
-        sensitive: Sensitive | None = None,
-    ) -> StepCall[T]: ...  # fmt: skip
+        self, name: str, fn: Callable[[*Ts], Awaitable[T]], /, *args: *Ts, **options: Unpack[StepOptions]
+    ) -> StepCall[T]: ...
     @overload
     def do(
-        self, name: str, fn: Callable[[StepContext, *Ts], Coroutine[Any, Any, T]], /, *args: *Ts,
-        retries: Retries | int | None = None, timeout: Duration | None = None, returns: object = None, key: object = None,
-        sensitive: Sensitive | None = None,
-    ) -> StepCall[T]: ...  # fmt: skip
+        self,
+        name: str,
+        fn: Callable[[*Ts, StepContext], Awaitable[T]],
+        /,
+        *args: *Ts,
+        **options: Unpack[StepOptions],
+    ) -> StepCall[T]: ...
     @overload
     def do(
-        self, name: str, fn: Callable[[*Ts], Awaitable[T]], /, *args: *Ts, retries: Retries | int | None = None,
-        timeout: Duration | None = None, returns: object = None, key: object = None, sensitive: Sensitive | None = None,
-    ) -> StepCall[T]: ...  # fmt: skip
+        self,
+        name: str,
+        fn: Callable[[StepContext, *Ts], Awaitable[T]],
+        /,
+        *args: *Ts,
+        **options: Unpack[StepOptions],
+    ) -> StepCall[T]: ...
     @overload
     def do(
-        self, name: str, fn: Callable[[*Ts], T], /, *args: *Ts, retries: Retries | int | None = None,
-        timeout: Duration | None = None, returns: object = None, key: object = None, sensitive: Sensitive | None = None,
-    ) -> StepCall[T]: ...  # fmt: skip
+        self, name: str, fn: Callable[[*Ts], T], /, *args: *Ts, **options: Unpack[StepOptions]
+    ) -> StepCall[T]: ...
     @overload
     def do(
-        self, name: str, fn: Callable[[*Ts, StepContext], T], /, *args: *Ts, retries: Retries | int | None = None,
-        timeout: Duration | None = None, returns: object = None, key: object = None, sensitive: Sensitive | None = None,
-    ) -> StepCall[T]: ...  # fmt: skip
+        self, name: str, fn: Callable[[*Ts, StepContext], T], /, *args: *Ts, **options: Unpack[StepOptions]
+    ) -> StepCall[T]: ...
     @overload
     def do(
-        self, name: str, fn: Callable[[StepContext, *Ts], T], /, *args: *Ts, retries: Retries | int | None = None,
-        timeout: Duration | None = None, returns: object = None, key: object = None, sensitive: Sensitive | None = None,
-    ) -> StepCall[T]: ...  # fmt: skip
+        self, name: str, fn: Callable[[StepContext, *Ts], T], /, *args: *Ts, **options: Unpack[StepOptions]
+    ) -> StepCall[T]: ...
     @overload
     def do(
-        self, name: str | None = None, /, *, retries: Retries | int | None = None, timeout: Duration | None = None,
-        returns: object = None, key: object = None, sensitive: Sensitive | None = None,
-    ) -> Callable[[Callable[[*Ts], Coroutine[Any, Any, T]]], Callable[[*Ts], StepCall[T]]]: ...  # fmt: skip
+        self,
+        name: str,
+        fn: Callable[..., Any],
+        /,
+        *args: Any,
+        returns: object,
+        **options: Unpack[StepOptions],
+    ) -> StepCall[Any]: ...
+    @overload
+    def do(
+        self, name: str | None = None, /, *, returns: object = None, **options: Unpack[StepOptions]
+    ) -> Declaration: ...
 
-    def do(
-        self, name: str | None = None, fn: Any = None, /, *args: Any, retries: Retries | int | None = None,
-        timeout: Duration | None = None, returns: object = None, key: object = None, sensitive: Sensitive | None = None,
-    ) -> Any:  # fmt: skip
+    def do(  # type: ignore[misc]  # mypy takes *Ts for more than *args: Any
+        self,
+        name: str | None = None,
+        fn: Any = None,
+        /,
+        *args: Any,
+        retries: Retries | int | None = None,
+        timeout: Duration | None = None,
+        returns: object = None,
+        key: object = None,
+        sensitive: Sensitive | None = None,
+    ) -> Any:
         """Run `fn(*args)` as the step `name`, once: its result is recorded and answers every replay.
 
         `fn` is a trio coroutine function, a plain function (it runs in a thread), or one made by
@@ -117,17 +152,11 @@ class WorkflowStep:
         if name is None:
             raise InvalidArgumentError("a step needs a name: step.do(name, fn, *args)")
         run = self._run
-        return DoCall(
-            run,
-            name,
-            fn,
-            args,
-            callee=callee_of(fn, run.library),
-            config=config,
-            returns=returns,
-            key=key,
-            depth=2,
+        callee = callee_of(fn, run.library)
+        call: DoCall[Any] = DoCall(
+            run, name, fn, args, callee=callee, config=config, returns=returns, key=key, depth=2
         )
+        return call
 
     def _declare(self, name: str | None, *, config: Any, returns: object, key: object) -> Callable[..., Any]:
         def declare(fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -163,18 +192,43 @@ class WorkflowStep:
 
     @overload
     def wait_for_event(
-        self, name: str, *, type: str, timeout: Duration | None = "24 hours", where: Callable[[Any], bool] | None = None,
-    ) -> StepCall[StepEvent[Any]]: ...  # fmt: skip
+        self,
+        name: str,
+        *,
+        type: str,
+        timeout: Duration | None = "24 hours",
+        where: Callable[[Any], bool] | None = None,
+    ) -> StepCall[StepEvent[Any]]: ...
     @overload
     def wait_for_event(
-        self, name: str, *, type: str, timeout: Duration | None = "24 hours", where: Callable[[T], bool] | None = None,
-        returns: type[T],
-    ) -> StepCall[StepEvent[T]]: ...  # fmt: skip
+        self,
+        name: str,
+        *,
+        type: str,
+        timeout: Duration | None = "24 hours",
+        where: Callable[[R], bool] | None = None,
+        returns: builtins.type[R],
+    ) -> StepCall[StepEvent[R]]: ...
+    @overload
+    def wait_for_event(
+        self,
+        name: str,
+        *,
+        type: str,
+        timeout: Duration | None = "24 hours",
+        where: Callable[[Any], bool] | None = None,
+        returns: object,
+    ) -> StepCall[StepEvent[Any]]: ...
 
     def wait_for_event(
-        self, name: str, *, type: str, timeout: Duration | None = "24 hours", where: Callable[[Any], bool] | None = None,
-        returns: Any = Any,
-    ) -> StepCall[StepEvent[Any]]:  # fmt: skip
+        self,
+        name: str,
+        *,
+        type: str,  # noqa: A002 - as above
+        timeout: Duration | None = "24 hours",
+        where: Callable[[Any], bool] | None = None,
+        returns: object = Any,
+    ) -> StepCall[StepEvent[Any]]:
         """Wait for an event of `type`, the oldest that no wait has got yet and that `where` accepts.
 
         `returns` is what its payload is decoded to. With `timeout=None` it waits for ever. The
@@ -182,30 +236,78 @@ class WorkflowStep:
         """
         check_event_type(type)
         timeout_s = None if timeout is None else seconds(timeout)
-        return EventCall(
+        call: EventCall[Any] = EventCall(
             self._run, name, type_=type, timeout_s=timeout_s, where=where, returns=returns, depth=2
         )
+        return call
 
     # -- parallel parts --------------------------------------------------------------------
 
     @overload
     def map(
-        self, name: str, fn: Callable[[I], Coroutine[Any, Any, T]], items: Iterable[I], *, limit: int | None = None,
-        retries: Retries | int | None = None, timeout: Duration | None = None, returns: object = None,
-        sensitive: Sensitive | None = None,
-    ) -> GroupCall[list[T]]: ...  # fmt: skip
+        self,
+        name: str,
+        fn: Callable[..., Any],
+        items: Iterable[I],
+        *,
+        returns: type[R],
+        **options: Unpack[MapOptions],
+    ) -> GroupCall[list[R]]: ...
     @overload
     def map(
-        self, name: str, fn: Callable[[I], T], items: Iterable[I], *, limit: int | None = None,
-        retries: Retries | int | None = None, timeout: Duration | None = None, returns: object = None,
-        sensitive: Sensitive | None = None,
-    ) -> GroupCall[list[T]]: ...  # fmt: skip
+        self, name: str, fn: Callable[[I], Awaitable[T]], items: Iterable[I], **options: Unpack[MapOptions]
+    ) -> GroupCall[list[T]]: ...
+    @overload
+    def map(
+        self,
+        name: str,
+        fn: Callable[[I, StepContext], Awaitable[T]],
+        items: Iterable[I],
+        **options: Unpack[MapOptions],
+    ) -> GroupCall[list[T]]: ...
+    @overload
+    def map(
+        self,
+        name: str,
+        fn: Callable[[StepContext, I], Awaitable[T]],
+        items: Iterable[I],
+        **options: Unpack[MapOptions],
+    ) -> GroupCall[list[T]]: ...
+    @overload
+    def map(
+        self, name: str, fn: Callable[[I], T], items: Iterable[I], **options: Unpack[MapOptions]
+    ) -> GroupCall[list[T]]: ...
+    @overload
+    def map(
+        self, name: str, fn: Callable[[I, StepContext], T], items: Iterable[I], **options: Unpack[MapOptions]
+    ) -> GroupCall[list[T]]: ...
+    @overload
+    def map(
+        self, name: str, fn: Callable[[StepContext, I], T], items: Iterable[I], **options: Unpack[MapOptions]
+    ) -> GroupCall[list[T]]: ...
+    @overload
+    def map(
+        self,
+        name: str,
+        fn: Callable[..., Any],
+        items: Iterable[I],
+        *,
+        returns: object,
+        **options: Unpack[MapOptions],
+    ) -> GroupCall[list[Any]]: ...
 
     def map(
-        self, name: str, fn: Callable[[I], Any], items: Iterable[I], *,
-        limit: int | None = None, retries: Retries | int | None = None, timeout: Duration | None = None,
-        returns: object = None, sensitive: Sensitive | None = None,
-    ) -> GroupCall[list[Any]]:  # fmt: skip
+        self,
+        name: str,
+        fn: Callable[..., Any],
+        items: Iterable[Any],
+        *,
+        limit: int | None = None,
+        retries: Retries | int | None = None,
+        timeout: Duration | None = None,
+        returns: object = None,
+        sensitive: Sensitive | None = None,
+    ) -> GroupCall[list[Any]]:
         """Run `fn(item)` for each item as the steps `name[0]`, `name[1]` …, at most `limit` at a time.
 
         Returns the results in the order of the items. All parts run to their end; then one
@@ -216,17 +318,26 @@ class WorkflowStep:
         config = resolve_config(retries=retries, timeout=timeout, sensitive=sensitive)
         run = self._run
         callee = callee_of(fn, run.library)
-        parts = [
-            DoCall[Any](
+        parts: list[StepCall[Any]] = []
+        for index, item in enumerate(items):
+            part: DoCall[Any] = DoCall(
                 run, name, fn, (item,), callee=callee, config=config, returns=returns, key=index, depth=2
             )
-            for index, item in enumerate(items)
-        ]
+            parts.append(part)
         return GroupCall(run, name, parts, list, limit=limit, depth=2)
 
+    @overload
+    def gather(self, name: str, parts: Mapping[K, CallOrAsync[T]]) -> GroupCall[dict[K, T]]: ...
+    @overload
+    def gather(self, name: str, parts: Mapping[K, CallOrAny[T]]) -> GroupCall[dict[K, T]]: ...
+    @overload
+    def gather(  # pyright: ignore[reportOverlappingOverload]  # mypy alone needs this one
+        self, name: str, parts: Mapping[K, CallOrOther[D]]
+    ) -> GroupCall[dict[K, D]]: ...
+
     def gather(
-        self, name: str, parts: Mapping[K, StepCall[T] | Callable[[], Awaitable[T]] | Callable[[], T]]
-    ) -> GroupCall[dict[K, T]]:
+        self, name: str, parts: Mapping[Any, StepCall[Any] | Callable[[], Any]]
+    ) -> GroupCall[dict[Any, Any]]:
         """Run the parts at the same time and return their results under the same keys.
 
         A part is a step call (`step.sleep(...)`), or a function of no arguments, which becomes
@@ -241,9 +352,18 @@ class WorkflowStep:
             depth=2,
         )
 
+    @overload
+    def race(self, name: str, parts: Mapping[K, CallOrAsync[T]]) -> StepCall[tuple[K, T]]: ...
+    @overload
+    def race(self, name: str, parts: Mapping[K, CallOrAny[T]]) -> StepCall[tuple[K, T]]: ...
+    @overload
+    def race(  # pyright: ignore[reportOverlappingOverload]  # mypy alone needs this one
+        self, name: str, parts: Mapping[K, CallOrOther[D]]
+    ) -> StepCall[tuple[K, D]]: ...
+
     def race(
-        self, name: str, parts: Mapping[K, StepCall[T] | Callable[[], Awaitable[T]] | Callable[[], T]]
-    ) -> StepCall[tuple[K, T]]:
+        self, name: str, parts: Mapping[Any, StepCall[Any] | Callable[[], Any]]
+    ) -> StepCall[tuple[Any, Any]]:
         """Run the parts at the same time; the first to finish decides, the others are cancelled.
 
         Returns (key of the winner, its result), or raises its error. The decision is recorded.
@@ -251,23 +371,31 @@ class WorkflowStep:
         """
         race: RaceCall[Any] = RaceCall(self._run, name, depth=2)
         race.enter(self._parts(name, parts))
-        return race  # type: ignore[return-value]  # its keys are those of parts
+        return race
 
     def _parts(
-        self, name: str, parts: Mapping[K, StepCall[Any] | Callable[[], Any]]
-    ) -> dict[K, StepCall[Any]]:
+        self, name: str, parts: Mapping[str, StepCall[Any] | Callable[[], Any]]
+    ) -> dict[str, StepCall[Any]]:
         if not parts:
             raise InvalidArgumentError(f"{name!r} has no parts: give at least one")
-        calls: dict[K, StepCall[Any]] = {}
+        calls: dict[str, StepCall[Any]] = {}
         for key, part in parts.items():
             if isinstance(part, StepCall):
                 calls[key] = part
             else:
                 # Each part has a function of its own, so its name is the whole `name[key]`.
-                calls[key] = DoCall[Any](
-                    self._run, f"{name}[{key}]", part, (), callee=callee_of(part, self._run.library),
-                    config=resolve_config(), returns=None, key=None, depth=4,
-                )  # fmt: skip
+                callee, config = callee_of(part, self._run.library), resolve_config()
+                calls[key] = DoCall(
+                    self._run,
+                    f"{name}[{key}]",
+                    part,
+                    (),
+                    callee=callee,
+                    config=config,
+                    returns=None,
+                    key=None,
+                    depth=3,
+                )
         return calls
 
     def move_on_after(self, name: str, duration: Duration) -> DeadlineCall:
@@ -303,15 +431,22 @@ class WorkflowStep:
             self._run, name, lambda: UUID(int=clock.random_bits(128), version=4), UUID, key=key, depth=2
         )
 
+    @overload
     def transaction(
-        self,
-        name: str,
-        fn: Callable[[Sql, *Ts], T],
-        /,
-        *args: *Ts,
-        returns: object = None,
-        key: object = None,
-    ) -> StepCall[T]:
+        self, name: str, fn: Callable[..., Any], /, *args: Any, returns: type[R], key: object = None
+    ) -> StepCall[R]: ...
+    @overload
+    def transaction(
+        self, name: str, fn: Callable[[Sql, *Ts], T], /, *args: *Ts, key: object = None
+    ) -> StepCall[T]: ...
+    @overload
+    def transaction(
+        self, name: str, fn: Callable[..., Any], /, *args: Any, returns: object, key: object = None
+    ) -> StepCall[Any]: ...
+
+    def transaction(  # type: ignore[misc]  # mypy takes *Ts for more than *args: Any
+        self, name: str, fn: Callable[..., Any], /, *args: Any, returns: object = None, key: object = None
+    ) -> StepCall[Any]:
         """Run `fn(sql, *args)` over the instance's own tables, exactly once.
 
         `fn` is plain and synchronous: its writes and this step's record are one transaction.
@@ -323,6 +458,7 @@ class WorkflowStep:
             raise InvalidArgumentError(
                 f"step.transaction({name!r}) needs a plain function: it runs inside one transaction"
             )
-        return TransactionCall(
+        call: TransactionCall[Any] = TransactionCall(
             self._run, name, fn, args, returns=returns, key=key, function=function_identity(fn), depth=2
         )
+        return call

@@ -7,6 +7,7 @@ every file.
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import hashlib
 import logging
@@ -14,7 +15,7 @@ import os
 from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final, Literal, Protocol, TypeVar, overload
+from typing import Any, Final, Literal, Protocol, TypedDict, TypeVar, Unpack, overload
 
 import msgspec
 import trio
@@ -51,7 +52,7 @@ from perdure.storage.gate import Gate, GateStatistics
 from perdure.storage.locks import FolderLock
 from perdure.storage.names import check_event_type, check_instance_id
 from perdure.storage.query import QueryHost, open_query_host
-from perdure.storage.records import FINISHED, Birth, CatalogRow, Durability, Key
+from perdure.storage.records import FINISHED, Birth, CatalogRow, Durability, Key, Stored
 from perdure.storage.writer import CatalogStatistics, CatalogWriter
 
 P = TypeVar("P", contravariant=True)
@@ -66,6 +67,18 @@ class Runnable(Protocol[P, R]):
     async def run(self, event: WorkflowEvent[P], step: WorkflowStep, /) -> R:
         """Run the workflow."""
         ...
+
+
+class CreateOptions(TypedDict, total=False):
+    """What `Runtime.create` takes by name beside `params`."""
+
+    id: str | None
+    if_exists: IfExists
+    at: datetime | None
+    timeout: Duration | None
+    event: tuple[str, Any] | None
+    tags: Sequence[str] | None
+    token: str | None
 
 
 class RuntimeStatistics(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,22 +116,30 @@ class Runtime:
 
     @overload
     async def create(
-        self, cls: type[Runnable[P, R]], *, params: P | None = None, id: str | None = None, if_exists: IfExists = "fail",
-        at: datetime | None = None, timeout: Duration | None = None, event: tuple[str, Any] | None = None,
-        tags: Sequence[str] | None = None,
-    ) -> Instance[R]: ...  # fmt: skip
+        self, cls: type[Runnable[None, R]], *, params: None = None, **options: Unpack[CreateOptions]
+    ) -> Instance[R]: ...
     @overload
     async def create(
-        self, cls: str, *, params: Any = None, id: str | None = None, if_exists: IfExists = "fail",
-        at: datetime | None = None, timeout: Duration | None = None, event: tuple[str, Any] | None = None,
-        tags: Sequence[str] | None = None, token: str | None = None,
-    ) -> Instance[Any]: ...  # fmt: skip
+        self, cls: type[Runnable[P, R]], *, params: P, **options: Unpack[CreateOptions]
+    ) -> Instance[R]: ...
+    @overload
+    async def create(
+        self, cls: str, *, params: Any = None, **options: Unpack[CreateOptions]
+    ) -> Instance[Any]: ...
 
     async def create(
-        self, cls: Any, *, params: Any = None, id: str | None = None, if_exists: IfExists = "fail",
-        at: datetime | None = None, timeout: Duration | None = None, event: tuple[str, Any] | None = None,
-        tags: Sequence[str] | None = None, token: str | None = None,
-    ) -> Instance[Any]:  # fmt: skip
+        self,
+        cls: Any,
+        *,
+        params: Any = None,
+        id: str | None = None,  # noqa: A002 - the word that instances have everywhere
+        if_exists: IfExists = "fail",
+        at: datetime | None = None,
+        timeout: Duration | None = None,
+        event: tuple[str, Any] | None = None,
+        tags: Sequence[str] | None = None,
+        token: str | None = None,
+    ) -> Instance[Any]:
         """Create an instance and return its handle, once the creation is durable. It starts by itself.
 
         `params` are checked against the annotation of the workflow's `event`; `id` is a random
@@ -132,7 +153,7 @@ class Runtime:
         definition = self._loop.app.definition(cls)
         if if_exists not in ("fail", "attach", "restart"):
             raise InvalidArgumentError(f"if_exists={if_exists!r}: it must be 'fail', 'attach' or 'restart'")
-        birth, stored = self._birth(definition, params, id, event, tags, timeout)
+        birth, stored = self._birth(definition, params, id, event=event, tags=tags, timeout=timeout)
         start_at_ms = None if at is None else point_in_time(at)
         key = Key(definition.name, birth.id)
         instance: Instance[Any] = Instance(key, self._loop, self.queries, definition)
@@ -157,17 +178,17 @@ class Runtime:
         definition: Definition,
         params: Any,
         id_: str | None,
+        *,
         event: tuple[str, Any] | None,
         tags: Sequence[str] | None,
         timeout: Duration | None,
-    ) -> tuple[Birth, Any]:
+    ) -> tuple[Birth, Stored]:
         host = self._loop.host
         if id_ is None:
             id_ = f"{host.clock.random_bits(128):032x}"
         check_instance_id(id_)
-        if params is None and not definition.has_params:
-            stored = "null"
-        else:
+        stored: Stored = "null"
+        if params is not None or definition.has_params:
             stored, _ = host.codec.coder(definition.params).accept(params)
         event_payload: str | None = None
         if event is not None:
@@ -215,7 +236,7 @@ class Runtime:
 
     async def list(
         self, cls: type | str | None = None, *, status: str | None = None, limit: int | None = 100
-    ) -> list[Instance[Any]]:
+    ) -> builtins.list[Instance[Any]]:
         """Return handles of instances, newest first."""
         name = cls if cls is None or isinstance(cls, str) else self._loop.app.definition(cls).name
         return [
@@ -225,11 +246,11 @@ class Runtime:
 
     def rows(
         self, *, workflow: str | None = None, status: str | None = None, limit: int | None = None
-    ) -> list[CatalogRow]:
+    ) -> builtins.list[CatalogRow]:
         """Return what the catalog knows of instances, newest first."""
         return self._loop.catalog.select(workflow=workflow, status=status, limit=limit)
 
-    async def sql(self, query: str, *bindings: Any, timeout: Duration = "30 seconds") -> list[Any]:
+    async def sql(self, query: str, *bindings: Any, timeout: Duration = "30 seconds") -> builtins.list[Any]:
         """Run one reading statement on the catalog: `SELECT workflow, status, count(*) FROM instances GROUP BY 1, 2`."""
         return await self.queries.fetch(
             self._loop.folder.catalog, query, bindings, timeout_s=seconds(timeout)
