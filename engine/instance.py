@@ -30,9 +30,10 @@ from perdure.errors import (
 )
 from perdure.storage.failure import failure_summary, restore_failure
 from perdure.storage.names import check_event_type
-from perdure.storage.peek import peek_state, peek_token
-from perdure.storage.query import QueryHost, Row, RowStream
+from perdure.storage.peek import bring_to_rest, peek_state, peek_token
+from perdure.storage.query import QueryHost, RowStream
 from perdure.storage.records import FINISHED, CatalogRow, InstanceState, Key, Status
+from perdure.storage.rows import Row
 
 R = TypeVar("R", covariant=True)
 POLL_S: Final = 30.0
@@ -98,7 +99,7 @@ class Instance(Generic[R]):
         `InstanceTerminatedError`, `InstanceDeadError` and `InstanceNotFoundError`.
         """
         while True:
-            change = self._loop.change_of(self.key)
+            turn = self._loop.turn_of(self.key)
             outcome = self._loop.outcome(self.key)
             if outcome is None and self.key not in self._loop.lives:
                 row = self._loop.require(self.key)
@@ -110,7 +111,7 @@ class Instance(Generic[R]):
                     return value
                 case _:
                     with trio.move_on_after(POLL_S):
-                        await change.wait()
+                        await turn.wait()
 
     async def status(self) -> InstanceStatus:
         """Return where the instance stands; what it rests on is durable."""
@@ -128,7 +129,10 @@ class Instance(Generic[R]):
             waits = life.actor.waits()
             wake_ms = waits.wake.wall_ms if waits.wake else None
             return _status(status, state.reason or waits.reason, state.error, state, wake_at_ms=wake_ms)
-        return await trio.to_thread.run_sync(status_at_rest, row, self._loop.folder.instance(self.key))
+        status_now = await trio.to_thread.run_sync(status_at_rest, row, self._loop.folder.instance(self.key))
+        if life is not None and life.stuck is not None:
+            return msgspec.structs.replace(status_now, reason=str(life.stuck))
+        return status_now
 
     async def sql(
         self, query: str, *bindings: Any, as_: type[Any] | None = None, timeout: Duration = "30 seconds"
@@ -209,7 +213,9 @@ class Instance(Generic[R]):
             if life.ending:
                 await life.closed.wait()
         path = self._loop.folder.instance(self.key)
-        return path, self.key not in self._loop.lives
+        # A reader that was open when the owner closed the file has left the last commits in the WAL.
+        whole = self.key not in self._loop.lives and await trio.to_thread.run_sync(bring_to_rest, path)
+        return path, whole and self.key not in self._loop.lives
 
     # -- commanding ------------------------------------------------------------------------
 

@@ -146,7 +146,9 @@ class Life:
         if birth is not None and birth.event_type is not None and birth.event_payload is not None:
             self.actor.receive(birth.event_type, birth.event_payload, token=f"birth-{birth.incarnation}")
         self.crashes = row.crashes
-        if row.crashes >= owner.host.limits.crashes_max and self.actor.lifecycle.state.status not in FINISHED:
+        # One that only waited is most likely innocent; it goes last, should the deaths go on without the others.
+        crashes_max = owner.host.limits.crashes_max * (2 if self.actor.was_waiting else 1)
+        if row.crashes >= crashes_max and self.actor.lifecycle.state.status not in FINISHED:
             self.actor.declare_dead(
                 f"its process died {row.crashes} times in a row with nothing recorded between; `resume` tries it again"
             )
@@ -274,7 +276,8 @@ class Life:
             try:
                 await self._owner.writer.write(operation)
             except StateError as error:
-                logger.error("%s is at rest, and the catalog cannot be told: %s", self.key, error)
+                if self.stuck is None:
+                    logger.error("%s is at rest, and the catalog cannot be told yet: %s", self.key, error)
                 self.stuck = error
             else:
                 self.stuck = None

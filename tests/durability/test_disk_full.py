@@ -95,6 +95,18 @@ async def until_refused(call: Callable[[int], Awaitable[Any]]) -> tuple[int, per
     raise AssertionError("the disk did not fill up")
 
 
+async def until_reported(instance: perdure.Instance[Any]) -> None:
+    """Return once the instance's status tells that the disk is full."""
+    with trio.fail_after(SOON_S):
+        reason: str | None = None
+        while "is full" not in (reason or ""):
+            await trio.sleep(0.01)
+            try:
+                reason = (await instance.status()).reason
+            except perdure.StorageFullError as error:  # asked while the write was failing
+                reason = str(error)
+
+
 async def test_a_full_disk_refuses_creations_and_keeps_those_it_took(small_disk: Path, filler: Filler) -> None:
     async with perdure.open_runtime(small_disk / "state", workflows=[Bulky], limits=LIMITS) as runtime:
         await runtime.create(Bulky, params=0, id="before")
@@ -118,9 +130,7 @@ async def test_an_instance_goes_on_by_itself_when_there_is_room_again(small_disk
         while len(await instance.sql("SELECT 1 FROM steps")) < 10:
             await trio.sleep(0.01)
         filler.fill()
-        with trio.fail_after(SOON_S):
-            while "is full" not in ((await instance.status()).reason or ""):
-                await trio.sleep(0.01)
+        await until_reported(instance)
 
         filler.clear()
         with trio.fail_after(SOON_S):
@@ -166,8 +176,7 @@ async def test_a_runtime_that_ends_on_a_full_disk_leaves_everything_to_the_next(
             while len(await instance.sql("SELECT 1 FROM steps")) < 10:
                 await trio.sleep(0.01)
             filler.fill()
-            while "is full" not in ((await instance.status()).reason or ""):
-                await trio.sleep(0.01)
+            await until_reported(instance)
         filler.clear()
         async with perdure.open_runtime(small_disk / "state", workflows=[Bulky], limits=LIMITS) as runtime:
             assert 60 == await (await runtime.get(Bulky, "one")).result()
