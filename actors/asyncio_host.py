@@ -80,8 +80,9 @@ class AsyncioHost:
             await trio.to_thread.run_sync(self._thread.join)
 
     def _start(self) -> asyncio.AbstractEventLoop:
-        # The loop takes callbacks before it runs, so nobody has to wait until its thread is ready.
-        loop = self._loop = asyncio.new_event_loop()
+        # The loop takes callbacks before it runs, so nobody has to wait until its thread is ready. It is
+        # named by its class: once a query has loaded trio-asyncio, its policy makes loops that are trio's.
+        loop = self._loop = asyncio.SelectorEventLoop()
 
         def serve() -> None:
             with asyncio.Runner(loop_factory=lambda: loop) as runner:
