@@ -11,8 +11,8 @@ A page's blocks are tried in order, from top to bottom, in an empty folder of th
     ```sql    statements, each run on the instance that the page made last: they must be valid.
     ```sh     what sets a machine up (git, pip, make): read and not run.
 
-What differs from one run to the next (times, durations, random ids, process ids) and the width of
-a table may differ from the page; a line `...` stands for any lines. All else is equal.
+What differs from one run to the next (times, durations, random ids, process ids, bars, the shell's
+own "Killed") and the width of a table may differ from the page; a line `...` stands for any lines. All else is equal.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ import msgspec
 import pytest
 
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
+HOME: Final = "/home/ada/work"
+"""What the pages call the folder in which they are tried."""
 COMMAND_S_MAX: Final = 60.0
 BLOCK: Final = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FILE_LINE: Final = re.compile(r"# ([\w./-]+\.\w+)\n")
@@ -49,6 +51,8 @@ VARYING: Final = (  # what may differ, and what stands for it
     (re.compile(r"_ms\": \d+(\.\d+)?"), '_ms": SPAN'),
     (re.compile(r"\b[0-9a-f]{32}\b"), "ID"),
     (re.compile(r"\b(pid|process) \d+"), "PID"),
+    (re.compile(r"^(bash: .*\b)?Killed\b.*$", re.MULTILINE), ""),
+    (re.compile(r"[·━]{4,}"), "BAR"),
     (re.compile(r"[─━═╌┈-]{3,}"), "-"),
     (re.compile(r"[ \t]+"), " "),
 )
@@ -96,7 +100,7 @@ def blocks_of(page: Path) -> list[Block]:
 
 def essence(text: str, folder: Path) -> list[str]:
     """Return the lines of an output without what may differ."""
-    text = text.replace(str(folder), ".")
+    text = text.replace(str(folder), HOME)
     for pattern, stands_for in VARYING:
         text = pattern.sub(stands_for, text)
     return [line.strip() for line in text.splitlines() if line.strip()]
