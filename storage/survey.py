@@ -121,7 +121,7 @@ def salvage_queue(path: Path) -> list[CatalogRow]:
     found: list[CatalogRow] = []
     with contextlib.suppress(*DAMAGE), _reading(path) as connection:
         for row in connection.execute(catalogs.LIST):
-            record = msgspec.convert(dict(zip(CatalogRow.__struct_fields__, row, strict=True)), CatalogRow)
+            record = CatalogRow(**dict(zip(CatalogRow.__struct_fields__, row, strict=True)))
             if record.birth is not None:
                 found.append(record)
     return found
