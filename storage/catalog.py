@@ -23,7 +23,7 @@ import msgspec
 
 from perdure.errors import InstanceExistsError, StateUnusableError, StateVersionError
 from perdure.limits import BUSY_TIMEOUT_MS
-from perdure.storage.files import storage_error
+from perdure.storage.files import concerns_file, storage_error
 from perdure.storage.records import Birth, CatalogRow, Deadline, Key, Message, Reply, Status, Stored
 
 APPLICATION_ID: Final = 0x50524443  # "PRDC"
@@ -127,7 +127,7 @@ def open_catalog(path: Path, *, checkpointer: bool, create: bool = True) -> sqli
         )
         _prepare(connection, path, checkpointer=checkpointer)
     except sqlite3.OperationalError as error:
-        if "full" in str(error):
+        if concerns_file(error):
             raise storage_error(error, path) from error
         raise StateUnusableError(
             f"the catalog {path} cannot be opened for writing ({error}): check the folder's owner and permissions",

@@ -3,7 +3,7 @@
 A point lies before and after every statement that SQLite is given, between the pieces of a large
 value, and before and after whatever the disk is asked for. POINT 0 strikes nowhere; the program
 then does the job to its end and prints, as its last line, what it found and how many points there
-were. Jobs: `create`, `event`, `large`, `checkpoint`.
+were. Jobs: `create`, `event`, `large`, `checkpoint`. With `--soon` a failed write is tried again soon.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from perdure.engine.runtime import open_runtime
 from perdure.storage.disk import Disk
 
 STATE, JOB, POINT = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+RESET_S = 0.05 if "--soon" in sys.argv else 5.0
 STEPS = 40
 LARGE_CHARS = 3_000_000
 
@@ -124,7 +125,7 @@ class Job(perdure.WorkflowEntrypoint[None]):
 
 async def main() -> None:
     here.armed = JOB == "create"
-    limits = perdure.Limits(wal_pages_max=4 if JOB == "checkpoint" else 1_000)
+    limits = perdure.Limits(wal_pages_max=4 if JOB == "checkpoint" else 1_000, reset_delay_s=RESET_S)
     async with open_runtime(STATE, workflows=[Job], limits=limits, disk=StrikingDisk()) as runtime:
         here.armed = JOB in ("create", "large", "checkpoint")
         instance = await runtime.create(Job, params=JOB, id="one", if_exists="attach")
