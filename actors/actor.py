@@ -18,6 +18,8 @@ from collections.abc import Callable, MutableMapping
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+import trio
+
 from perdure.actors.host import Host, remaining_ms
 from perdure.actors.mailbox import Mailbox
 from perdure.actors.outcome import (
@@ -126,6 +128,16 @@ class Actor:
         return self._run is not None and self._run.running == 0 and self._run.parked_calls > 0
 
     @property
+    def was_waiting(self) -> bool:
+        """Whether, as its file was found, nothing of it was under way or due: it only waited."""
+        clock = self._host.clock
+        steps = [step for step in self.journal.left if not step.finished]
+        return bool(steps) and all(
+            step.status == "waiting" and (step.wake is None or remaining_ms(clock, step.wake) > 0)
+            for step in steps
+        )
+
+    @property
     def kept_warm_by(self) -> str | None:
         """What keeps it from hibernating, for people."""
         return None if self._run is None else self._run.kept_warm_by
@@ -199,6 +211,10 @@ class Actor:
                 value = await self._call(run, definition)
         except (Exception, SystemExit) as raised:
             error = raised
+        except BaseExceptionGroup as group:  # of a nursery in run()
+            if group.subgroup((trio.Cancelled, KeyboardInterrupt)) is not None:
+                raise
+            error = group
         finally:
             run.over = True
             self._run = None

@@ -164,6 +164,12 @@ class DoCall(StepCall[T]):
                 if error is run.file.failure:
                     raise
                 again = await self._failed(step, error)
+            except BaseExceptionGroup as group:  # of a nursery in the step function
+                if group.subgroup((trio.Cancelled, KeyboardInterrupt)) is None:
+                    again = await self._failed(step, group)
+                else:
+                    self._cancelled(step)
+                    raise
             else:
                 again = await self._succeeded(step, value)
         finally:

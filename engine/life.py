@@ -146,7 +146,7 @@ class Life:
         if birth is not None and birth.event_type is not None and birth.event_payload is not None:
             self.actor.receive(birth.event_type, birth.event_payload, token=f"birth-{birth.incarnation}")
         self.crashes = row.crashes
-        # One that only waited is most likely innocent; it goes last, should the deaths go on without the others.
+        # One that only waited is most likely innocent; it goes last, should deaths go on without the others.
         crashes_max = owner.host.limits.crashes_max * (2 if self.actor.was_waiting else 1)
         if row.crashes >= crashes_max and self.actor.lifecycle.state.status not in FINISHED:
             self.actor.declare_dead(

@@ -199,6 +199,8 @@ class GameLoop:
     def quiet(self, actor: Actor) -> None:
         """All of an actor is parked: look again after the grace time whether it may hibernate."""
         life = self.lives.get(actor.key)
+        if life is not None and life.crashes and actor.is_parked:
+            self.forgive(life)  # it only waits: another instance takes the process down
         if life is None or life.quiet_timer_set:
             return
         life.quiet_timer_set = True
@@ -258,9 +260,13 @@ class GameLoop:
                 event.set()
             life = self.lives.get(key)
             if life is not None and life.crashes and life.actor is not None and life.actor.journal.progress:
-                life.crashes = 0
-                assert self._nursery is not None
-                self._nursery.start_soon(self._forgive, key)
+                self.forgive(life)
+
+    def forgive(self, life: Life) -> None:
+        """Take back what deaths of the process counted against an instance: it has got past them."""
+        life.crashes = 0
+        assert self._nursery is not None
+        self._nursery.start_soon(self._forgive, life.key)
 
     async def _forgive(self, key: Key) -> None:
         try:
