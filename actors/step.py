@@ -224,7 +224,7 @@ class WorkflowStep:
         self,
         name: str,
         *,
-        type: str,  # noqa: A002 - as above
+        type: str,  # noqa: A002 - the name that the overloads and the peer use
         timeout: Duration | None = "24 hours",
         where: Callable[[Any], bool] | None = None,
         returns: object = Any,
