@@ -7,10 +7,10 @@ any number of its stretches in memory.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar, overload
 
 import msgspec
 import trio
@@ -35,6 +35,7 @@ from perdure.storage.query import QueryHost, RowStream
 from perdure.storage.records import FINISHED, CatalogRow, InstanceState, Key, Status
 from perdure.storage.rows import Row
 
+T = TypeVar("T")
 R = TypeVar("R", covariant=True)
 POLL_S: Final = 30.0
 """How long `result` waits for a change before it looks by itself, should a change have been missed."""
@@ -133,6 +134,15 @@ class Instance(Generic[R]):
         if life is not None and life.stuck is not None:
             return msgspec.structs.replace(status_now, reason=str(life.stuck))
         return status_now
+
+    @overload
+    async def sql(
+        self, query: str, *bindings: Any, as_: None = None, timeout: Duration = "30 seconds"
+    ) -> list[Row]: ...
+    @overload
+    async def sql(
+        self, query: str, *bindings: Any, as_: type[T], timeout: Duration = "30 seconds"
+    ) -> list[T]: ...
 
     async def sql(
         self, query: str, *bindings: Any, as_: type[Any] | None = None, timeout: Duration = "30 seconds"

@@ -53,6 +53,7 @@ from perdure.storage.locks import FolderLock
 from perdure.storage.names import check_event_type, check_instance_id
 from perdure.storage.query import QueryHost, open_query_host
 from perdure.storage.records import FINISHED, Birth, CatalogRow, Durability, Key, Stored
+from perdure.storage.rows import Row
 from perdure.storage.writer import CatalogStatistics, CatalogWriter
 
 P = TypeVar("P", contravariant=True)
@@ -250,7 +251,7 @@ class Runtime:
         """Return what the catalog knows of instances, newest first."""
         return self._loop.catalog.select(workflow=workflow, status=status, limit=limit)
 
-    async def sql(self, query: str, *bindings: Any, timeout: Duration = "30 seconds") -> builtins.list[Any]:
+    async def sql(self, query: str, *bindings: Any, timeout: Duration = "30 seconds") -> builtins.list[Row]:
         """Run one reading statement on the catalog: `SELECT workflow, status, count(*) FROM instances GROUP BY 1, 2`."""
         return await self.queries.fetch(
             self._loop.folder.catalog, query, bindings, timeout_s=seconds(timeout)
