@@ -79,7 +79,7 @@ class Ending(NamedTuple):
 @click.option("--replay", type=click.Choice(["warm", "always"]), default="warm", show_default=True,
               help="`always` calls run() from the top after every recorded step.")  # fmt: skip
 @click.option("--durability", type=click.Choice(["full", "process"]), default="full", show_default=True,
-              help="`process` skips syncs: it survives the death of the process, not of the machine.")  # fmt: skip
+              help="`process` skips syncs: survives the death of the process, not the machine.")  # fmt: skip
 @options.json_option
 @click.option("--quiet", "-q", is_flag=True, help="Show no progress.")
 def run(
@@ -183,18 +183,19 @@ async def _created(job: Job, runtime: Runtime) -> Any:
 async def _follow(job: Job, view: View) -> Ending | None:
     """Have the owner of the folder run the instance, and follow it; None once nobody owns the folder."""
     async with open_remote(job.state, known=job.target.app, make=True) as remote:
-        key = await _created_there(job, remote)
+        key, new = await _created_there(job, remote)
         view.parked = "left to the process that owns its folder:"
         async with remote.read(key) as file:
-            ended = file.status.status in ENDED
-        if not ended and not await view.follow(Follower(remote, key)):
+            seen = file.status.status in ENDED and not new
+        if not seen and not await view.follow(Follower(remote, key)):
             return None
         async with remote.read(key) as file:
             _refuse_dead(job.key, file.status)
             return await _ending(file.fetch)
 
 
-async def _created_there(job: Job, remote: Remote) -> Any:
+async def _created_there(job: Job, remote: Remote) -> tuple[Any, bool]:
+    """Return the instance, and whether this command has created it."""
     if not job.new_id:
         try:
             key = remote.resolve(job.key)
@@ -204,15 +205,16 @@ async def _created_there(job: Job, remote: Remote) -> Any:
             await remote.make_file(key)
             async with remote.read(key) as file:
                 await _check_params(job, file.fetch)
-            return key
+            return key, False
     text = job.params if job.params is not None else stored_params(job.target.app, job.target.workflow, None)
     try:
-        return await remote.create(job.target.workflow, params=text, instance_id=job.id, who=options.who())
+        key = await remote.create(job.target.workflow, params=text, instance_id=job.id, who=options.who())
     except UnknownWorkflowError as error:
         raise UnknownWorkflowError(
             f"process {remote.owner()}, which owns {job.state}, does not serve {job.target.workflow}"
             f" ({error}): serve its file there too, or choose another folder with --state DIR"
         ) from error
+    return key, True
 
 
 async def _check_params(job: Job, fetch: picture.Fetch) -> None:

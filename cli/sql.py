@@ -74,7 +74,7 @@ def _words(words: Sequence[str], *, catalog: bool, workflow: str | None) -> tupl
         return None, words[0]
     if len(words) != 2:  # noqa: PLR2004 - two words: INSTANCE and QUERY
         raise InvalidArgumentError(
-            "give an INSTANCE and one QUERY, the query in quotes: perdure sql Hello/1f0c 'SELECT * FROM steps'"
+            "give an INSTANCE and one QUERY in quotes: perdure sql Hello/1f0c 'SELECT * FROM steps'"
         )
     return words[0], words[1]
 

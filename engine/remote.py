@@ -237,13 +237,15 @@ class Remote:
         *,
         who: str | None = None,
         timeout_s: float = REPLY_TIMEOUT_S,
+        token: str | None = None,
     ) -> str | None:
         """Have a command carried out and return its answer, once its effect is durable.
 
+        A `token` that was used before makes it the same command, which happens only once.
         Raises what it raises where it is carried out, and `CommandError` where the owner has not
         done it after `timeout_s`.
         """
-        token = await self._post(key, command, body, who)
+        token = await self._post(key, command, body, who, token or uuid.uuid4().hex)
         with trio.move_on_after(timeout_s):
             while True:
                 reply = await self._reply(token) or await self._take_over(token)
@@ -254,10 +256,12 @@ class Remote:
             f" {timeout_s:g} s: it stands in its inbox and takes effect as soon as that gets to it"
         )
 
-    async def _post(self, key: Key, command: str, body: msgspec.Struct | None, who: str | None) -> str:
+    async def _post(
+        self, key: Key, command: str, body: msgspec.Struct | None, who: str | None, token: str
+    ) -> str:
         message = Message(
             seq=0,
-            token=uuid.uuid4().hex,
+            token=token,
             workflow=key.workflow,
             id=key.id,
             command=command,
@@ -388,7 +392,7 @@ class Remote:
                 if self.owner() is None:
                     with contextlib.suppress(StateLockedError):
                         return FolderLock.acquire(self.folder.lock), None
-                reply = await self._reply(await self._post(key, "sync", None, None))
+                reply = await self._reply(await self._post(key, "sync", None, None, uuid.uuid4().hex))
                 if reply is not None:
                     return None, _value(reply)
         raise CommandError(
