@@ -218,7 +218,13 @@ class InstanceFile:
             raise self._fail(error) from error
 
     def _fail(self, error: sqlite3.Error) -> Exception:
-        if self.failure is None:
+        if self.failure is not None:
+            return self.failure
+        if _code(error) == sqlite3.SQLITE_ERROR:  # our statements are right, so the tables are not there
+            self.failure = InstanceDamagedError(
+                f"the file {self.path} has lost a part of the runtime's tables ({error}): restore it from a copy"
+            )
+        else:
             self.failure = storage_error(error, self.path)
         return self.failure
 

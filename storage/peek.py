@@ -37,7 +37,7 @@ def peek_token(path: Path, token: str) -> bool:
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[sqlite3.Connection]:
     leftover = Path(f"{path}-wal").exists()  # not closed cleanly: its WAL has to be read too
-    mode = "mode=ro" if leftover else "immutable=1"
+    mode = "mode=ro" if leftover else "mode=ro&immutable=1"
     try:
         connection = sqlite3.connect(f"{path.absolute().as_uri()}?{mode}", uri=True, isolation_level=None)
         try:
