@@ -33,6 +33,7 @@ from perdure.cli.demo_worker import Progress
 from perdure.cli.exits import traceback_option
 from perdure.cli.options import json_option
 from perdure.engine.clock import SystemClock
+from perdure.engine.folder import StateFolder
 
 RUN_S: Final = 5.0
 """How long the run is stretched to where somebody watches; --fast leaves that out."""
@@ -75,6 +76,7 @@ def demo(state: Path | None, as_json: bool, fast: bool) -> None:
 def run_demo(state: Path | None, show: Show, *, stretch_s: float) -> Evidence:
     """Run the whole demo and return what it found."""
     folder = (state or Path(tempfile.mkdtemp(prefix="perdure-demo-"))).absolute()
+    StateFolder(folder).prepare()  # refuses a folder that cannot hold state
     names = list_distributions()
     pause_s = min(PAUSE_S_MAX, stretch_s * 4 / (3 * len(names) + 1))
     stage = Stage(folder, _free_id(folder), show, pause_s=pause_s)
