@@ -26,7 +26,7 @@ import atexit
 import os
 import queue
 import threading
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Sequence
 from contextlib import (
     AbstractContextManager,
     asynccontextmanager,
@@ -34,7 +34,7 @@ from contextlib import (
 )
 from contextvars import copy_context
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypedDict, TypeVar, Unpack, overload
 
 import trio
 
@@ -42,8 +42,13 @@ from perdure.bridge import ENDED, Awaited, BridgeRun, Call, Factory, Iteration, 
 from perdure.errors import InvalidArgumentError, RuntimeClosedError
 from perdure.limits import Limits
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the bridge itself needs no engine
+    from perdure.actors.host import Replay
+    from perdure.engine.app import App
     from perdure.engine.runtime import Runtime
+    from perdure.engine.timers import WaitingClock
+    from perdure.storage.disk import Disk
+    from perdure.storage.records import Durability
 
 __all__ = ["AsyncioPortal", "ThreadPortal", "in_thread", "on_asyncio"]
 
@@ -55,6 +60,20 @@ _EXIT_WAIT_S: Final = Limits().shutdown_grace_s + 5.0
 """How long the interpreter's end waits for a portal left open: the runtime's grace, and then its files."""
 
 _ON_TRIO: Final = "This code runs on the trio side already: call the function there, or await it."
+
+
+class RuntimeOptions(TypedDict, total=False):
+    """What `on_asyncio` and `in_thread` take by name: the options of `perdure.open_runtime`."""
+
+    workflows: Sequence[type]
+    objects: Sequence[type]
+    env: Any
+    durability: Durability
+    replay: Replay
+    workers: int
+    limits: Limits | None
+    clock: WaitingClock | None
+    disk: Disk | None
 
 
 # -- trio as a guest of asyncio --------------------------------------------------------------
@@ -196,7 +215,7 @@ async def bridge_on_asyncio(factory: Factory[RuntimeT]) -> AsyncGenerator[Asynci
 
 @asynccontextmanager
 async def on_asyncio(
-    path: str | os.PathLike[str], app: Any = None, **options: Any
+    path: str | os.PathLike[str], app: App | None = None, **options: Unpack[RuntimeOptions]
 ) -> AsyncGenerator[AsyncioPortal[Runtime], None]:
     """Open a runtime as a guest of the running asyncio loop.
 
@@ -401,7 +420,7 @@ def bridge_in_thread(factory: Factory[RuntimeT]) -> AbstractContextManager[Threa
 
 
 def in_thread(
-    path: str | os.PathLike[str], app: Any = None, **options: Any
+    path: str | os.PathLike[str], app: App | None = None, **options: Unpack[RuntimeOptions]
 ) -> AbstractContextManager[ThreadPortal[Runtime]]:
     """Open a runtime in a thread of its own, for programs without an event loop.
 
