@@ -151,9 +151,9 @@ class Stage:
             self._show.part("Kill")
             self._show.say(
                 f"[bold red]kill -9 {process.pid}[/], with {progress.recorded} of {progress.total} steps"
-                " recorded. No handler ran, nothing was saved: what is recorded was on disk already. So that an"
-                " attempt is under way for certain, one waits for the kill on purpose; any other that is lost"
-                " was simply at work."
+                " recorded. No handler ran, nothing was saved: what is recorded was on disk already. So that"
+                " an attempt is under way for certain, one waits for the kill on purpose; any other that is"
+                " lost was simply at work."
             )
             return progress, process.pid, at_ms
 

@@ -8,6 +8,7 @@ import hashlib
 import os
 import signal
 import sqlite3
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +170,7 @@ def test_a_step_that_was_told_as_recorded_and_is_not_kept_is_seen() -> None:
 @pytest.fixture
 def birdsong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Install a distribution of one module, and return the folder that it is installed in."""
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     info = tmp_path / "birdsong-1.0.dist-info"
     info.mkdir()
     (tmp_path / "birdsong.py").write_text("SONG = 'tirili'\n")
