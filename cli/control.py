@@ -15,7 +15,7 @@ import trio
 from perdure.cli import options, render
 from perdure.engine.remote import open_remote
 
-DONE: Final = {
+DONE: Final[dict[tuple[str, str | None], str]] = {
     ("pause", "waiting_for_pause"): "pausing {}: steps under way finish first",
     ("pause", "paused"): "paused {}",
     ("resume", None): "resumed {}",
@@ -54,7 +54,7 @@ def send_event(
 @options.json_option
 @options.timeout_option
 def pause(*, instance: str, state: Path, as_json: bool, timeout_s: float) -> None:
-    """Pause an instance: steps under way finish, none starts, timers stand still.
+    """Pause an instance: steps under way finish, none starts. Its timers stand still meanwhile.
 
     \b
     perdure pause ResearchAgent/tides-1

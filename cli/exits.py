@@ -11,9 +11,9 @@ import contextlib
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextvars import ContextVar
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 import click
 
@@ -98,7 +98,7 @@ def one_line(text: str) -> str:
 
 
 @contextlib.contextmanager
-def told() -> Iterator[None]:
+def told() -> Generator[None, None, None]:
     """Turn what is raised inside into a line on stderr and an exit status."""
     _TRACEBACK.set(False)
     try:
@@ -137,9 +137,13 @@ def _usage(error: click.ClickException) -> str:
 
 def only(error: BaseException) -> BaseException:
     """Return the one error inside exception groups, where there is one."""
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    return error
+    found = error
+    while isinstance(found, BaseExceptionGroup):
+        inside = cast("BaseExceptionGroup[BaseException]", found).exceptions
+        if len(inside) != 1:
+            return error
+        found = inside[0]
+    return found
 
 
 def after_signal(number: int | None) -> int:

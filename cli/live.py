@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Generator, Sequence
+from collections.abc import AsyncGenerator, Generator, Sequence
 from typing import Any, Final, Protocol
 
 import trio
@@ -52,7 +52,7 @@ class Local:
         return file_signature(self._path)
 
     @contextlib.asynccontextmanager
-    async def read(self) -> Any:
+    async def read(self) -> AsyncGenerator[tuple[str, picture.Fetch | None], None]:
         """Give its status and, where there is a file, its `sql`."""
         status: InstanceStatus = await self._instance.status()
         yield status.status, self._instance.sql if self._path.exists() else None
@@ -77,7 +77,7 @@ class Follower:
         return None if row is None else row.status, self._remote.owner() is None, file_signature(path)
 
     @contextlib.asynccontextmanager
-    async def read(self) -> Any:
+    async def read(self) -> AsyncGenerator[tuple[str, picture.Fetch | None], None]:
         """Give its status and, where there is a file, a way to ask that, once its owner has synced it."""
         async with self._remote.read(self._key) as file:
             yield file.status.status, file.fetch if file.has_file else None

@@ -10,6 +10,7 @@ Invariants:
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from importlib import import_module, metadata
 from typing import Any, Final, NamedTuple
 
@@ -32,20 +33,28 @@ CONTROL: Final = "Control instances"
 FOLDER: Final = "Begin and maintain"
 
 COMMANDS: Final[dict[str, Entry]] = {
-    "run": Entry("perdure.cli.run:run", RUN, "Run one instance to its end, with a live view."),
+    "run": Entry("perdure.cli.run:run", RUN, "Run one instance to its end, with a live view of its steps."),
     "serve": Entry("perdure.cli.serve:serve", RUN, "Run the instances of a state folder until stopped."),
-    "create": Entry("perdure.cli.create:create", RUN, "Create an instance; a serving process runs it."),
+    "create": Entry("perdure.cli.create:create", RUN, "Create an instance."),
     "list": Entry("perdure.cli.list:list_", LOOK, "List instances, newest first."),
-    "describe": Entry("perdure.cli.describe:describe", LOOK, "Show one instance: status, timeline, errors."),
+    "describe": Entry(
+        "perdure.cli.describe:describe", LOOK, "Show one instance: where it stands and why, and its timeline."
+    ),
     "watch": Entry("perdure.cli.watch:watch", LOOK, "Follow an instance's history until it has ended."),
     "sql": Entry("perdure.cli.sql:sql", LOOK, "Ask instances with SQL."),
     "send-event": Entry("perdure.cli.control:send_event", CONTROL, "Send an event to an instance."),
-    "pause": Entry("perdure.cli.control:pause", CONTROL, "Let running steps finish and start no more."),
+    "pause": Entry(
+        "perdure.cli.control:pause", CONTROL, "Pause an instance: steps under way finish, none starts."
+    ),
     "resume": Entry("perdure.cli.control:resume", CONTROL, "Take a pause back, or revive a dead instance."),
     "terminate": Entry("perdure.cli.control:terminate", CONTROL, "End an instance for good."),
-    "demo": Entry("perdure.cli.demo:demo", FOLDER, "Watch a real workflow survive SIGKILL."),
-    "init": Entry("perdure.cli.init:init", FOLDER, "Write a first workflow with its test."),
-    "doctor": Entry("perdure.cli.doctor:doctor", FOLDER, "Say whether this machine is fit, and what is not."),
+    "demo": Entry(
+        "perdure.cli.demo:demo", FOLDER, "Watch a real workflow survive SIGKILL, and ask it with SQL."
+    ),
+    "init": Entry("perdure.cli.init:init", FOLDER, "Write a first workflow, hello.py, and its test."),
+    "doctor": Entry(
+        "perdure.cli.doctor:doctor", FOLDER, "Say whether this machine and this state folder are in order."
+    ),
     "repair": Entry("perdure.cli.repair:repair", FOLDER, "Rebuild the catalog from the instances' files."),
 }
 
@@ -77,12 +86,15 @@ class LazyGroup(click.Group):
                     [(name, entry.summary) for name, entry in COMMANDS.items() if entry.section == section]
                 )
 
-    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+    def main(  # type: ignore[override]  # click's overloads tell its two modes apart; here both are one
+        self, args: Sequence[str] | None = None, prog_name: str | None = None, *,
+        standalone_mode: bool = True, **extra: Any,
+    ) -> Any:  # fmt: skip
         """Run the command line; what it raises is told in one line."""
         if not standalone_mode:
-            return super().main(*args, standalone_mode=False, **extra)
+            return super().main(args, prog_name, standalone_mode=False, **extra)
         with exits.told():
-            status = super().main(*args, standalone_mode=False, **extra)
+            status = super().main(args, prog_name, standalone_mode=False, **extra)
             sys.exit(status if isinstance(status, int) else exits.OK)
 
 

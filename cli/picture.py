@@ -133,8 +133,10 @@ def timeline(picture: Picture, *, bars: bool = True, errors: bool = True) -> lis
         line.append_text(_wide(took, widths[3], right=True))
         line.append_text(_bar(step, span) if bars else Text(""))
         lines.append(line)
-        failures = picture.failures.get(step["seq"], ()) if errors else ()
-        lines += [Text(f"   attempt {each['attempt']} {_failure(each)}", style="red") for each in failures]
+        failures = picture.failures.get(step["seq"]) if errors else None
+        lines += [
+            Text(f"   attempt {each['attempt']} {_failure(each)}", style="red") for each in failures or ()
+        ]
     for line in lines:
         line.no_wrap, line.overflow = True, "ellipsis"
     return lines

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import click
 import trio
@@ -85,11 +85,11 @@ def line(row: Any, detail: Any) -> Text:
     if row["step"]:
         made.append(row["step"], style="bold")
     if isinstance(detail, dict):
-        attempt = detail.get("attempt")
-        if attempt and attempt > 1:
-            made.append(f"  attempt {attempt}", style="dim")
-        if detail.get("error"):
-            made.append(f"  {exits.one_line(detail['error'])}", style="red")
+        facts = cast("dict[str, Any]", detail)
+        if (facts.get("attempt") or 1) > 1:
+            made.append(f"  attempt {facts['attempt']}", style="dim")
+        if facts.get("error"):
+            made.append(f"  {exits.one_line(facts['error'])}", style="red")
     elif detail:
         made.append(f" {exits.one_line(detail)}")
     if row["actor"]:

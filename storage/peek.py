@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Final
 
@@ -35,7 +35,7 @@ def peek_token(path: Path, token: str) -> bool:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[sqlite3.Connection]:
+def _opened(path: Path) -> Generator[sqlite3.Connection, None, None]:
     leftover = Path(f"{path}-wal").exists()  # not closed cleanly: its WAL has to be read too
     mode = "mode=ro" if leftover else "mode=ro&immutable=1"
     try:

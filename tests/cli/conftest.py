@@ -186,13 +186,22 @@ def anyplace(request: pytest.FixtureRequest, place: Place) -> Place:
 
 
 @pytest.fixture
+def own_imports(place: Place, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let a test import workflows.py into this process: the next place has a file of the same name."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", None)).startswith(str(place.folder)):
+            del sys.modules[name]
+
+
+@pytest.fixture
 def cli(
-    place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Callable[..., Done]]:
+    place: Place, own_imports: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Done]:
     """Run a command in this process: quicker, for what is refused before anything runs."""
     monkeypatch.chdir(place.folder)
     monkeypatch.setenv("PERDURE_STATE", str(place.state))
-    monkeypatch.setattr(sys, "path", list(sys.path))
 
     def run(*words: str) -> Done:
         with pytest.raises(SystemExit) as ended:
@@ -200,7 +209,4 @@ def cli(
         out, err = capsys.readouterr()
         return Done(int(ended.value.code or 0), out, err)
 
-    yield run
-    for name, module in list(sys.modules.items()):  # the next place has a file of the same name
-        if str(getattr(module, "__file__", None)).startswith(str(place.folder)):
-            del sys.modules[name]
+    return run

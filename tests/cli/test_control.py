@@ -176,9 +176,8 @@ def test_a_killed_serve_goes_on_where_it_was(place: Any) -> None:
 
 @pytest.mark.parametrize("command", ["send-event", "terminate", "create"])
 async def test_a_command_that_was_carried_out_and_not_replied_to_is_acknowledged(
-    place: Any, command: str, monkeypatch: pytest.MonkeyPatch
+    place: Any, command: str, own_imports: None
 ) -> None:
-    monkeypatch.syspath_prepend(str(place.folder))
     app = load_app(place.folder / "workflows.py")
     body = EventBody(type="approve", payload="7") if command == "send-event" else None
     async with open_runtime(place.state, app) as runtime:

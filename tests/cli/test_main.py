@@ -23,27 +23,29 @@ def test_the_summary_of_a_command_is_what_its_own_help_says_first(name: str) -> 
     command = main.get_command(click.Context(main), name)
 
     assert command is not None
-    first = (command.help or "").split("\n\n")[0].replace("\n", " ").split(". ")[0].rstrip(".")
-    assert COMMANDS[name].summary.rstrip(".").split(";")[0].split(",")[0].split()[0] == first.split()[0]
+    assert " ".join((command.help or "").split()).startswith(COMMANDS[name].summary.rstrip("."))
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_the_help_of_every_command_teaches_with_an_example(cli: Run, name: str) -> None:
+def test_the_help_of_a_command_that_takes_arguments_teaches_with_an_example(cli: Run, name: str) -> None:
     done = cli(name, "--help")
 
     assert 0 == done.status
-    assert f"perdure {name}" in done.out.partition("Options:")[0].partition("\n")[2]
+    usage, _, rest = done.out.partition("\n")
+    takes_arguments = usage.split("[OPTIONS]")[1].strip() != ""
+    assert not takes_arguments or f"perdure {name} " in rest
 
 
 def test_the_help_of_the_group_imports_no_command(place: Any) -> None:
     program = (
-        "import sys\nfrom perdure.cli.main import main\ntry:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
-        "print([m for m in sys.modules if m.startswith(('rich', 'perdure.cli.'))], file=sys.stderr)"
+        "import sys\nfrom perdure.cli.main import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "print(sorted(m for m in sys.modules if m.startswith(('rich', 'perdure.cli.'))), file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
 
     assert all(name in done.stdout for name in COMMANDS)
-    assert "['perdure.cli.main', 'perdure.cli.exits']" == done.stderr.strip()
+    assert "['perdure.cli.exits', 'perdure.cli.main']" == done.stderr.strip()
 
 
 def test_the_help_of_the_group_lists_every_exit_status(cli: Run) -> None:
