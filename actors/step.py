@@ -145,6 +145,9 @@ class WorkflowStep:
 
         Raises `InvalidArgumentError`, `AmbiguousStepError` and `DivergenceError` at the call; the
         await raises what the last attempt raised, `StepTimeoutError`, or `StepLostError`.
+
+        >>> await step.do("fetch levels", fetch_levels, "Brest", retries=3, timeout="1 minute")
+        [0.4, 3.1]
         """
         config = resolve_config(retries=retries, timeout=timeout, sensitive=sensitive)
         if fn is None:
@@ -183,11 +186,17 @@ class WorkflowStep:
     # -- waiting ---------------------------------------------------------------------------
 
     def sleep(self, name: str, duration: Duration) -> StepCall[None]:
-        """Sleep for `duration`: "5 seconds", a timedelta, or a number of seconds. Costs nothing meanwhile."""
+        """Sleep for `duration`: "5 seconds", a timedelta, or a number of seconds. Costs nothing meanwhile.
+
+        >>> await step.sleep("until the tide is in", "6 hours")
+        """
         return SleepCall(self._run, name, seconds=seconds(duration), until_ms=None, depth=2)
 
     def sleep_until(self, name: str, when: datetime) -> StepCall[None]:
-        """Sleep until the wall clock shows `when`, an aware datetime; a past one is over at once."""
+        """Sleep until the wall clock shows `when`, an aware datetime; a past one is over at once.
+
+        >>> await step.sleep_until("new year", datetime(2031, 1, 1, tzinfo=UTC))
+        """
         return SleepCall(self._run, name, seconds=None, until_ms=point_in_time(when), depth=2)
 
     @overload
@@ -233,6 +242,10 @@ class WorkflowStep:
 
         `returns` is what its payload is decoded to. With `timeout=None` it waits for ever. The
         await raises `EventTimeoutError` when none came in time.
+
+        >>> approval = await step.wait_for_event("approval", type="approve", timeout="3 days")
+        >>> approval.payload
+        {'by': 'Ada'}
         """
         check_event_type(type)
         timeout_s = None if timeout is None else seconds(timeout)
@@ -312,6 +325,9 @@ class WorkflowStep:
 
         Returns the results in the order of the items. All parts run to their end; then one
         failure is raised as it is, several as an `ExceptionGroup`.
+
+        >>> await step.map("fetch levels", fetch_levels, ["Brest", "Cork"], limit=8)
+        [[0.4, 3.1], [0.4, 3.1]]
         """
         if limit is not None and limit < 1:
             raise InvalidArgumentError(f"limit={limit!r}: it must be 1 or more, or None for all at once")
@@ -342,6 +358,10 @@ class WorkflowStep:
 
         A part is a step call (`step.sleep(...)`), or a function of no arguments, which becomes
         the step `name[key]`.
+
+        >>> parts = {"nap": step.sleep("nap", 1), "levels": step.do("fetch", fetch_levels, "Brest")}
+        >>> await step.gather("both", parts)
+        {'nap': None, 'levels': [0.4, 3.1]}
         """
         calls = self._parts(name, parts)
         return GroupCall(
@@ -368,6 +388,9 @@ class WorkflowStep:
 
         Returns (key of the winner, its result), or raises its error. The decision is recorded.
         Parts as in `gather`.
+
+        >>> await step.race("shorter nap", {"a": step.sleep("a", "1 hour"), "b": step.sleep("b", 1)})
+        ('b', None)
         """
         race: RaceCall[Any] = RaceCall(self._run, name, depth=2)
         race.enter(self._parts(name, parts))
@@ -403,6 +426,11 @@ class WorkflowStep:
 
         A durable deadline: it runs on through crashes and hibernation, and what it decided is
         recorded; `scope.expired` says it afterwards.
+
+        >>> async with step.move_on_after("office hours", "8 hours") as scope:
+        ...     await step.sleep("night", "12 hours")
+        >>> scope.expired
+        True
         """
         return DeadlineCall(self._run, name, seconds(duration), depth=2)
 
@@ -451,8 +479,10 @@ class WorkflowStep:
 
         `fn` is plain and synchronous: its writes and this step's record are one transaction.
 
-        >>> # def debit(sql: perdure.Sql, amount: int) -> int: ...
-        >>> # balance = await step.transaction("debit", debit, 10)
+        >>> def count(sql: Sql, table: str) -> int:
+        ...     return sql.exec("SELECT count(*) AS n FROM pragma_table_info(?)", table).one()["n"]
+        >>> await step.transaction("count", count, "steps") > 10
+        True
         """
         if callee_of(fn, "trio").kind != "plain":
             raise InvalidArgumentError(

@@ -68,8 +68,9 @@ class HistoryEntry(msgspec.Struct, frozen=True, kw_only=True):
 class Instance(Generic[R]):
     """One instance of a workflow, by name.
 
-    >>> # instance = await runtime.create(ResearchAgent, params=Query("tides"))
-    >>> # report = await instance.result()
+    >>> instance = await runtime.create(Tides, params="Cork")
+    >>> await instance.result()
+    3.1
     """
 
     def __init__(self, key: Key, loop: GameLoop, queries: QueryHost, definition: Definition | None) -> None:
@@ -152,7 +153,9 @@ class Instance(Generic[R]):
         Rows can be read by attribute and by name; `as_` turns each into that type (a Struct, a
         dataclass). Raises `QueryRefusedError`, `QueryTimeoutError`, `QueryError`.
 
-        >>> # rows = await instance.sql("SELECT name, status FROM steps")
+        >>> rows = await instance.sql("SELECT name, status FROM steps WHERE kind = ?", "do")
+        >>> rows[0].name, rows[0]["status"]
+        ('fetch levels', 'completed')
         """
         path, immutable = await self._readable()
         rows = await self._queries.fetch(
@@ -169,8 +172,10 @@ class Instance(Generic[R]):
     ) -> AsyncGenerator[RowStream, None]:
         """As `sql`, row by row with bounded memory.
 
-        >>> # async with instance.sql_stream("SELECT * FROM steps") as rows:
-        >>> #     async for row in rows: ...
+        >>> async with instance.sql_stream("SELECT name FROM steps") as rows:
+        ...     async for row in rows:
+        ...         print(row.name)
+        fetch levels
         """
         path, immutable = await self._readable()
         timeout_s = seconds(timeout)
@@ -181,7 +186,11 @@ class Instance(Generic[R]):
             yield rows
 
     async def history(self, *, after: int = 0) -> list[HistoryEntry]:
-        """Return the story of the instance in order, from behind the commit `after`."""
+        """Return the story of the instance in order, from behind the commit `after`.
+
+        >>> [entry.what for entry in await instance.history()]
+        ['instance created', 'instance started', 'do started', 'do completed', 'instance complete']
+        """
         rows = await self.sql(HISTORY, after)
         return [_entry(row) for row in rows]
 
@@ -189,6 +198,12 @@ class Instance(Generic[R]):
         """Yield the story from behind the commit `after`, then live, until the instance has ended.
 
         `entry.commit` of the last entry of a commit is the cursor to go on from.
+
+        >>> async for entry in instance.subscribe():
+        ...     if entry.step:
+        ...         print(entry.what, entry.step)
+        do started fetch levels
+        do completed fetch levels
         """
         cursor = after
         while True:

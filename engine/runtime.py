@@ -229,7 +229,11 @@ class Runtime:
     async def get(self, cls: str, id: str) -> Instance[Any]: ...
 
     async def get(self, cls: Any, id: str) -> Instance[Any]:
-        """Return the handle of an instance that exists. Raises `InstanceNotFoundError`."""
+        """Return the handle of an instance that exists. Raises `InstanceNotFoundError`.
+
+        >>> await runtime.get(Tides, "brest")
+        <Instance Tides/brest>
+        """
         name = cls if isinstance(cls, str) else self._loop.app.definition(cls).name
         key = Key(name, id)
         self._loop.require(key)
@@ -238,7 +242,11 @@ class Runtime:
     async def list(
         self, cls: type | str | None = None, *, status: str | None = None, limit: int | None = 100
     ) -> builtins.list[Instance[Any]]:
-        """Return handles of instances, newest first."""
+        """Return handles of instances, newest first.
+
+        >>> [instance.id for instance in await runtime.list(Tides)]
+        ['brest']
+        """
         name = cls if cls is None or isinstance(cls, str) else self._loop.app.definition(cls).name
         return [
             self._handle(row.key)
@@ -252,7 +260,12 @@ class Runtime:
         return self._loop.catalog.select(workflow=workflow, status=status, limit=limit)
 
     async def sql(self, query: str, *bindings: Any, timeout: Duration = "30 seconds") -> builtins.list[Row]:
-        """Run one reading statement on the catalog: `SELECT workflow, status, count(*) FROM instances GROUP BY 1, 2`."""
+        """Run one reading statement on the catalog, whose view is `instances`. Errors as in `Instance.sql`.
+
+        >>> rows = await runtime.sql("SELECT workflow, count(*) AS instances FROM instances GROUP BY 1")
+        >>> rows[0].as_dict()
+        {'workflow': 'Tides', 'instances': 1}
+        """
         return await self.queries.fetch(
             self._loop.folder.catalog, query, bindings, timeout_s=seconds(timeout)
         )
@@ -296,8 +309,10 @@ async def open_runtime(
 
     Raises `StateLockedError`, `StateUnusableError`, `StateVersionError`, `InvalidArgumentError`.
 
-    >>> # async with perdure.open_runtime("state", workflows=[Greet]) as runtime:
-    >>> #     instance = await runtime.create(Greet, params="world")
+    >>> async with perdure.open_runtime("state", workflows=[Tides]) as runtime:
+    ...     instance = await runtime.create(Tides, params="Cork")
+    ...     await instance.result()
+    3.1
     """
     _check_options(durability, replay, workers, objects)
     app = (app or App(env=env, limits=limits)).with_workflows(workflows)

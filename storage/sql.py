@@ -130,8 +130,12 @@ class Sql:
         for what fails. A statement that fails has changed nothing. A full or failing disk raises
         `StorageFullError` or `StorageWriteError` and resets the instance.
 
-        >>> # inside step.transaction:
-        >>> # sql.exec("UPDATE accounts SET balance = balance - ? WHERE id = ?", 10, "ada")
+        >>> def open_account(sql: Sql) -> int:
+        ...     sql.exec("CREATE TABLE account (owner TEXT, balance INTEGER)")
+        ...     sql.exec("INSERT INTO account VALUES (?, ?)", "ada", 10)
+        ...     return sql.exec("SELECT balance FROM account").one()["balance"]
+        >>> await step.transaction("open account", open_account)
+        10
         """
         self._guard.active = True
         self._guard.refused = ""

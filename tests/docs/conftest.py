@@ -12,7 +12,8 @@ A page's blocks are tried in order, from top to bottom, in an empty folder of th
     ```sh     what sets a machine up (git, pip, make): read and not run.
 
 What differs from one run to the next (times, durations, random ids, process ids, bars, the shell's
-own "Killed") and the width of a table may differ from the page; a line `...` stands for any lines. All else is equal.
+own "Killed") and the width of a table may differ from the page; a line `...` stands for any lines.
+All else is equal.
 """
 
 from __future__ import annotations
