@@ -239,7 +239,7 @@ class Actor:
         return Run(
             key=self.key, file=self.file, journal=self.journal, mailbox=self.mailbox, host=self._host,
             library=definition.step_library, incarnation=self.lifecycle.state.incarnation, log=self._log,
-            on_divergence=self._diverged, on_quiet=self._quiet,
+            on_divergence=self._diverged, on_quiet=self._quiet, on_overdue=self._tell_what_is_overdue,
         )  # fmt: skip
 
     async def _call(self, run: Run, definition: Definition) -> Any:
@@ -367,6 +367,12 @@ class Actor:
         if reason is not None and self.lifecycle.state.status == "running":
             if "deadline" in reason:
                 self._log.warning("%s", reason)
+            self.lifecycle.set_status("running", reason=reason)
+
+    def _tell_what_is_overdue(self) -> None:
+        if self._run is not None and self.lifecycle.state.status == "running":
+            names = ", ".join(repr(name) for name in self._run.overdue)
+            reason = f"overdue: step {names} is past its timeout and cannot be stopped" if names else None
             self.lifecycle.set_status("running", reason=reason)
 
     def shut_down(self) -> None:

@@ -216,6 +216,7 @@ class DoCall(StepCall[T]):
                 self.name,
                 timeout_s,
             )
+            self.run.overdue_begins(self.name)
 
         timer = self.run.host.timers.at(deadline_in(self.run.host.clock, timeout_s), overdue)
         try:
@@ -224,6 +225,7 @@ class DoCall(StepCall[T]):
             )
         finally:
             timer.cancel()
+            self.run.overdue_ends(self.name)
 
     def _context(self, step: Step, timeout_s: float) -> StepContext:
         run = self.run
@@ -263,9 +265,10 @@ class DoCall(StepCall[T]):
         ):
             try:
                 context = self._context(step, 0.0)
-                base_s = await base_delay_s(
-                    retries, context, error, timeout_s=run.host.limits.delay_function_timeout_s
-                )
+                with trio.CancelScope(shield=True):  # how the attempt ended is still to be recorded
+                    base_s = await base_delay_s(
+                        retries, context, error, timeout_s=run.host.limits.delay_function_timeout_s
+                    )
             except RetryDelayError as broken:
                 final = broken
             else:

@@ -63,13 +63,15 @@ class Run:
     """One call of `run()` under way. Made anew for each replay; used by step calls and the actor.
 
     `running` counts attempts under way; `open_calls` holds calls made and not finished, in order.
-    `on_quiet` is called when the last attempt has ended or a call has parked.
+    `overdue` names the attempts that are past their timeout and cannot be stopped. `on_quiet` is called
+    when the last attempt has ended or a call has parked, `on_overdue` when `overdue` has changed.
     """
 
     def __init__(
         self, *, key: Key, file: InstanceFile, journal: Journal, mailbox: Mailbox, host: Host, library: Library,
         incarnation: int, log: logging.LoggerAdapter[logging.Logger],
         on_divergence: Callable[[str, DivergenceError, bool], None], on_quiet: Callable[[], None],
+        on_overdue: Callable[[], None],
     ) -> None:  # fmt: skip
         self.key = key
         self.file = file
@@ -83,6 +85,7 @@ class Run:
         self.names = Names(trio.lowlevel.current_task())
         self.open_calls: dict[Any, None] = {}
         self.running = 0
+        self.overdue: dict[str, None] = {}
         self.stopping: Stop | None = None
         self.pausing = False
         self.over = False
@@ -94,6 +97,7 @@ class Run:
         self._may_start.set()
         self._on_divergence = on_divergence
         self._on_quiet = on_quiet
+        self._on_overdue = on_overdue
 
     # -- the call as a whole ---------------------------------------------------------------
 
@@ -182,13 +186,29 @@ class Run:
         if self.running == 0:
             self._stop_when_quiet()
 
+    def overdue_begins(self, name: str) -> None:
+        """Show that an attempt is past its timeout and has still to be waited for (law 5)."""
+        self.overdue[name] = None
+        self._on_overdue()
+
+    def overdue_ends(self, name: str) -> None:
+        """Show that such an attempt has ended. Harmless where it was in time."""
+        if name in self.overdue:
+            del self.overdue[name]
+            self._on_overdue()
+
     async def recorded(self) -> None:
-        """A step was recorded. With `replay="always"` this never returns: the run starts over."""
+        """Say that a step was recorded. With `replay="always"` the run then starts over.
+
+        While other attempts are under way it returns, so that what was recorded can end them (a race,
+        a user's own cancel scope); no new attempt starts, and the last to end starts the run over.
+        """
         if self.host.replay == "always":
             self._replay_wanted = True
             self._may_start = trio.Event()
             self._stop_when_quiet()
-            await self.until_cancelled()
+            if self.stopping is not None:
+                await self.until_cancelled()
 
     async def broke(self, error: Exception) -> None:
         """The file failed under a call: reset the actor by stopping the run."""
