@@ -216,13 +216,13 @@ def hash_files(found: Found) -> Files:
         name, expected = row[0], (row[1] if len(row) > 1 else "")
         path = Path(str(distribution.locate_file(name)))
         files += 1
-        if not path.is_file():
-            missing.append(name)
-            continue
         algorithm, _, digest = expected.partition("=")
+        compared += bool(digest)
+        if not path.is_file():
+            missing += [name] if digest else []  # compiled files are listed without a hash, and come and go
+            continue
         actual, read = _digest(path, algorithm or "sha256")
         size += read
-        compared += bool(digest)
         if digest and actual != digest:
             changed.append(name)
     match = None if record is None or not compared else int(not changed and not missing)
@@ -290,10 +290,13 @@ def _digest(path: Path, algorithm: str) -> tuple[str, int]:
     except ValueError:
         return f"unknown algorithm {algorithm}", 0
     size = 0
-    with path.open("rb") as file:
-        while block := file.read(BLOCK_BYTES):
-            digest.update(block)
-            size += len(block)
+    try:
+        with path.open("rb") as file:
+            while block := file.read(BLOCK_BYTES):
+                digest.update(block)
+                size += len(block)
+    except OSError as error:  # a file that this user may not read is a finding too
+        return f"unreadable: {error.strerror}", size
     return base64.urlsafe_b64encode(digest.digest()).rstrip(b"=").decode(), size
 
 

@@ -64,6 +64,9 @@ def demo(state: Path | None, as_json: bool, fast: bool) -> None:
 
     Exits with 0 when all that held, else with 1.
     """
+    reconfigure = getattr(sys.stdout, "reconfigure", None)
+    if callable(reconfigure):  # a locale without our characters gets "?" for them
+        reconfigure(errors="replace")
     show = Show(Console(), quiet=as_json)
     watched = show.console.is_terminal and not as_json and not fast
     evidence = run_demo(state, show, stretch_s=RUN_S if watched else 0.0)

@@ -201,6 +201,21 @@ def test_a_changed_file_and_a_missing_one_are_told(birdsong: Path) -> None:
     assert (0, ["birdsong.py"], ["chorus.py"]) == (files.match, files.changed, files.missing)
 
 
+def test_a_compiled_file_that_is_gone_is_no_fault(birdsong: Path) -> None:
+    record = birdsong / "birdsong-1.0.dist-info" / "RECORD"
+    record.write_text(record.read_text() + "__pycache__/birdsong.cpython-311.pyc,,\n")
+
+    assert 1 == hash_files(BIRDSONG).match
+
+
+def test_a_locale_without_our_characters_is_no_reason_to_fail(
+    place: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+
+    assert 0 == place.run("demo", "--fast", "--state", str(place.state)).status
+
+
 def test_a_distribution_without_a_record_is_a_line_and_no_error(birdsong: Path) -> None:
     (birdsong / "birdsong-1.0.dist-info" / "RECORD").unlink()
 
