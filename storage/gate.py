@@ -24,7 +24,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import sqlite3
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -34,6 +34,7 @@ from perdure.errors import StateError
 from perdure.limits import Limits
 from perdure.storage.files import PAGE_BYTES, InstanceFile, storage_error
 from perdure.storage.records import Durability
+from perdure.storage.syncing import SyncThreads, open_sync_threads
 
 logger: Final = logging.getLogger("perdure.storage")
 CHECKPOINT_BYTES: Final = Limits().wal_pages_max * PAGE_BYTES
@@ -137,6 +138,8 @@ class Gate:
             await ticket.event.wait()
             if ticket.error is not None:
                 raise ticket.error
+        while file in self._checkpointing:
+            await self._synced.wait()
 
     def _ticket(self, file: InstanceFile) -> Ticket:
         """Return the ticket of the round that will carry what `file` holds now."""
@@ -150,16 +153,17 @@ class Gate:
 
     async def run(self) -> None:
         """Serve for ever: one round after another while there is work."""
-        async with trio.open_nursery() as checkpoints:
-            while True:
-                await self._work.wait()
-                # What was ready when the first file was touched has written by now. Where nobody waits yet,
-                # what that has made ready gets to write too: the end of a group and the step behind it.
-                if not self._awaited:
-                    await trio.lowlevel.checkpoint()
-                await self._round(checkpoints)
+        with open_sync_threads(self._threads_max) as threads:
+            async with trio.open_nursery() as checkpoints:
+                while True:
+                    await self._work.wait()
+                    # What was ready when the first file was touched has written by now. Where nobody waits
+                    # yet, what that made ready gets to write too: a group's end and the step behind it.
+                    if not self._awaited:
+                        await trio.lowlevel.checkpoint()
+                    await self._round(threads, checkpoints)
 
-    async def _round(self, checkpoints: trio.Nursery) -> None:
+    async def _round(self, threads: SyncThreads, checkpoints: trio.Nursery) -> None:
         batch = list(self._dirty)
         self._dirty.clear()
         self._work = trio.Event()
@@ -174,16 +178,15 @@ class Gate:
             if ticket is not None:
                 waited.append((file, ticket, file.generation))
             elif self._may_checkpoint(file):
-                self._begin_checkpoint(checkpoints, file, None)
+                self._begin_checkpoint(checkpoints, file)
         if waited and self.durability == "full":
-            await self._sync(waited)
+            await self._sync(threads, waited)
         for file, ticket, generation in waited:
             if file.failure is None:
                 file.durable_generation = max(file.durable_generation, generation)
             if self._may_checkpoint(file):
-                self._begin_checkpoint(checkpoints, file, ticket)
-            else:
-                ticket.event.set()
+                self._begin_checkpoint(checkpoints, file)
+            ticket.event.set()
 
     def _commit(self, file: InstanceFile, ticket: Ticket | None) -> bool:
         """Commit one file; False where it failed and its waiters have been told."""
@@ -204,27 +207,14 @@ class Gate:
             return False
         return True
 
-    async def _sync(self, waited: list[tuple[InstanceFile, Ticket, int]]) -> None:
+    async def _sync(self, threads: SyncThreads, waited: list[tuple[InstanceFile, Ticket, int]]) -> None:
         """Make the committed files durable: file by file, in as many threads as allowed."""
         files = [file for file, _, _ in waited]
-        shares = [files[start :: self._threads_max] for start in range(min(self._threads_max, len(files)))]
         self._syncing.update(files)
-        errors: list[tuple[InstanceFile, OSError]] = []
-        # A sync under way is waited for even when the runtime is being cancelled.
-        with trio.CancelScope(shield=True):
-            if len(shares) == 1:
-                errors += await trio.to_thread.run_sync(sync_files, shares[0], limiter=self._limiter)
-            else:
-
-                async def share_out(share: list[InstanceFile]) -> None:
-                    errors.extend(await trio.to_thread.run_sync(sync_files, share, limiter=self._limiter))
-
-                async with trio.open_nursery() as nursery:
-                    for share in shares:
-                        nursery.start_soon(share_out, share)
+        errors = await threads.sync(files)
         self._syncs += len(files)
         self._syncing.difference_update(files)
-        self._wake_releases()
+        self._wake()
         for file, error in errors:
             self._fail(file, storage_error(error, file.path))
         for file, ticket, _ in waited:
@@ -255,12 +245,12 @@ class Gate:
             and file not in self._checkpointing
         )
 
-    def _begin_checkpoint(self, nursery: trio.Nursery, file: InstanceFile, ticket: Ticket | None) -> None:
+    def _begin_checkpoint(self, nursery: trio.Nursery, file: InstanceFile) -> None:
         file.prepare_checkpoint()
         self._checkpointing.add(file)
-        nursery.start_soon(self._checkpoint, file, ticket)
+        nursery.start_soon(self._checkpoint, file)
 
-    async def _checkpoint(self, file: InstanceFile, ticket: Ticket | None) -> None:
+    async def _checkpoint(self, file: InstanceFile) -> None:
         try:
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(file.checkpoint, limiter=self._limiter)
@@ -269,11 +259,10 @@ class Gate:
             logger.warning("%s could not be checkpointed: %s", file.path, error)
         finally:
             self._checkpointing.discard(file)
-            self._wake_releases()
-            if ticket is not None:
-                ticket.event.set()
+            self._wake()
 
-    def _wake_releases(self) -> None:
+    def _wake(self) -> None:
+        """Wake those who wait for a sync or a checkpoint to be over."""
         self._synced.set()
         self._synced = trio.Event()
 
@@ -305,14 +294,3 @@ class Gate:
             checkpoints=self._checkpoints,
             waiting_files=len(self._dirty) + len(self._syncing),
         )
-
-
-def sync_files(files: Iterable[InstanceFile]) -> list[tuple[InstanceFile, OSError]]:
-    """Sync each file and return those that failed with their errors. Runs in a thread."""
-    failed: list[tuple[InstanceFile, OSError]] = []
-    for file in files:
-        try:
-            file.sync()
-        except OSError as error:
-            failed.append((file, error))
-    return failed
