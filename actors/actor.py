@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import trio
 
-from perdure.actors.host import Host, remaining_ms
+from perdure.actors.host import Host, deadline_in, remaining_ms
 from perdure.actors.mailbox import Mailbox
 from perdure.actors.outcome import (
     Broken,
@@ -340,7 +340,7 @@ class Actor:
                 self.journal.cancel_open(at_ms=at_ms)
                 life.end("terminated", at_ms=at_ms)
             case Paused():
-                life.set_status("paused", paused_at_ms=life.state.paused_at_ms or at_ms)
+                life.set_status("paused", paused=life.state.paused or deadline_in(self._host.clock, 0))
             case Parked(wake=wake, reason=reason):
                 life.set_status("waiting", reason=reason, wake_at_ms=wake.wall_ms if wake else None)
             case Dead(reason=why):
@@ -395,11 +395,11 @@ class Actor:
         pausing = self.lifecycle.state.status in ("paused", "waiting_for_pause")
         if self._was_done("pause", token) or pausing or not self._command("pause", who, token):
             return
-        at_ms = self._host.clock.wall_ms()
+        now = deadline_in(self._host.clock, 0)
         if self._run is None or self._run.pause():
-            self.lifecycle.set_status("paused", paused_at_ms=at_ms)
+            self.lifecycle.set_status("paused", paused=now)
         else:
-            self.lifecycle.set_status("waiting_for_pause", paused_at_ms=at_ms)
+            self.lifecycle.set_status("waiting_for_pause", paused=now)
 
     def resume(self, *, who: str | None, token: str | None) -> None:
         """Take a pause back: waiting deadlines move by its length."""
@@ -408,8 +408,8 @@ class Actor:
             return
         if not self._command("resume", who, token):
             return
-        if state.paused_at_ms is not None and state.status == "paused":
-            self.journal.shift(max(0, self._host.clock.wall_ms() - state.paused_at_ms))
+        if state.paused is not None and state.status == "paused":
+            self.journal.shift(max(0, deadline_in(self._host.clock, 0).since(state.paused)))
         if self._run is not None:
             self._run.unpause()
         self.lifecycle.set_status("running")

@@ -16,7 +16,7 @@ from collections.abc import Callable
 import msgspec
 import trio
 
-from perdure.actors.host import Clock
+from perdure.actors.host import Clock, deadline_in
 from perdure.storage.journal import Journal, Step
 from perdure.storage.mail import Mail
 from perdure.storage.records import EventRow, Stored
@@ -58,7 +58,7 @@ class Mailbox:
 
     def receive(self, type_: str, payload: Stored, *, token: str | None) -> bool:
         """Take an event in and hand it on; False where its token says it came before."""
-        event = self._mail.add(type_, payload, at_ms=self._clock.wall_ms(), token=token)
+        event = self._mail.add(type_, payload, at=deadline_in(self._clock, 0), token=token)
         self.match()
         return event is not None
 
@@ -93,9 +93,11 @@ class Mailbox:
             detail = _detail(step)
             if detail.type != event.type:
                 continue
-            if step.wake is not None and event.received_at_ms > step.wake.wall_ms:
+            if step.wake is not None and event.received.since(step.wake) > 0:
                 continue  # it had timed out when the event came
             wait = self._live.get(step.seq)
+            if wait is not None and wait.error is not None:
+                continue  # its predicate has failed: it is about to end
             if not detail.where:
                 return step
             if wait is None or wait.where is None:
@@ -114,7 +116,7 @@ class Mailbox:
         self._journal.set_detail(
             step,
             msgspec.json.encode(
-                WaitDetail(detail.type, detail.where, event=event.seq, received_at_ms=event.received_at_ms)
+                WaitDetail(detail.type, detail.where, event=event.seq, received_at_ms=event.received.wall_ms)
             ).decode(),
         )
         self._journal.complete(step, event.payload, at_ms=self._clock.wall_ms())

@@ -20,7 +20,9 @@ CREATE TABLE _perdure_instance (
     started_at INTEGER,
     ended_at INTEGER,
     wake_at INTEGER,
-    paused_at INTEGER,
+    paused_at INTEGER,                  -- and the same on the clock since boot
+    paused_boot INTEGER,
+    paused_boot_id INTEGER,
     replays INTEGER NOT NULL DEFAULT 0,
     parent TEXT,
     tags TEXT,
@@ -82,7 +84,9 @@ CREATE TABLE _perdure_events (
     type TEXT NOT NULL,
     payload ANY,
     payload_ref INTEGER,
-    received_at INTEGER NOT NULL,
+    received_at INTEGER NOT NULL,       -- and the same on the clock since boot, which decides against timeouts
+    received_boot INTEGER,
+    received_boot_id INTEGER,
     delivered_to INTEGER,
     token TEXT UNIQUE,                  -- of the message that brought it, so that none counts twice
     received_commit INTEGER NOT NULL,

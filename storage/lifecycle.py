@@ -26,8 +26,8 @@ BORN: Final = """
     VALUES (1, ?, ?, ?, ?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
 READ: Final = """
     SELECT workflow, id, incarnation, epoch, version, status, reason, params, params_ref, output, output_ref, error,
-        created_at, started_at, ended_at, wake_at, paused_at, replays, parent, tags, timeout_at, timeout_boot,
-        timeout_boot_id
+        created_at, started_at, ended_at, wake_at, paused_at, paused_boot, paused_boot_id, replays, parent, tags,
+        timeout_at, timeout_boot, timeout_boot_id
     FROM _perdure_instance"""
 COMMITS: Final = """
     SELECT max(max(created_commit, coalesce(started_commit, 0), coalesce(ended_commit, 0)),
@@ -37,7 +37,8 @@ STARTED: Final = """
     UPDATE _perdure_instance SET status = 'running', reason = NULL, started_at = ?, started_commit = ?
     WHERE started_at IS NULL"""
 RUN_AGAIN: Final = "UPDATE _perdure_instance SET replays = replays + 1"
-STATUS: Final = "UPDATE _perdure_instance SET status = ?, reason = ?, wake_at = ?, paused_at = ?"
+STATUS: Final = """
+    UPDATE _perdure_instance SET status = ?, reason = ?, wake_at = ?, paused_at = ?, paused_boot = ?, paused_boot_id = ?"""
 ENDED: Final = """
     UPDATE _perdure_instance SET status = ?, reason = ?, output = ?, output_ref = ?, output_bytes = ?, error = ?, ended_at = ?,
         ended_commit = ?, wake_at = NULL, paused_at = NULL"""
@@ -81,22 +82,15 @@ class Lifecycle:
         *,
         reason: str | None = None,
         wake_at_ms: int | None = None,
-        paused_at_ms: int | None = None,
+        paused: Deadline | None = None,
     ) -> None:
-        """Record an unfinished status, why, and until when."""
+        """Record an unfinished status, why, until when, and where it is paused since when."""
         state = self.state
-        if (state.status, state.reason, state.wake_at_ms, state.paused_at_ms) == (
-            status,
-            reason,
-            wake_at_ms,
-            paused_at_ms,
-        ):
+        if (state.status, state.reason, state.wake_at_ms, state.paused) == (status, reason, wake_at_ms, paused):
             return
         self._gate.touch(self._file)
-        self._file.execute(STATUS, (status, reason, wake_at_ms, paused_at_ms))
-        self.state = replace(
-            state, status=status, reason=reason, wake_at_ms=wake_at_ms, paused_at_ms=paused_at_ms
-        )
+        self._file.execute(STATUS, (status, reason, wake_at_ms, *_columns(paused)))
+        self.state = replace(state, status=status, reason=reason, wake_at_ms=wake_at_ms, paused=paused)
 
     def end(
         self,
@@ -113,7 +107,7 @@ class Lifecycle:
         self._file.execute(ENDED, (status, reason, inline, reference, size, error, at_ms, self._file.stamp))
         self.state = replace(
             self.state, status=status, reason=reason, output=output, error=error, ended_at_ms=at_ms,
-            wake_at_ms=None, paused_at_ms=None,
+            wake_at_ms=None, paused=None,
         )  # fmt: skip
 
     def command(
@@ -136,12 +130,10 @@ def bear(file: InstanceFile, gate: Gate, birth: Birth, params: Stored | None, *,
     file.epoch = epoch
     gate.touch(file)
     inline, reference, _ = put_value(file, params)
-    timeout = birth.timeout
     file.execute(
         BORN,
         (birth.workflow, birth.id, birth.incarnation, epoch, birth.version, inline, reference, birth.created_at_ms,
-         birth.parent, birth.tags, timeout.wall_ms if timeout else None, timeout.boot_ms if timeout else None,
-         timeout.boot if timeout else None, file.stamp),
+         birth.parent, birth.tags, *_columns(birth.timeout), file.stamp),
     )  # fmt: skip
 
 
@@ -177,17 +169,27 @@ def read_state(file: InstanceFile) -> InstanceState:
         ended_at,
         wake_at,
         paused_at,
+        paused_boot,
+        paused_boot_id,
         replays,
         parent,
         tags,
         timeout_at,
         timeout_boot,
-        boot_id,
+        timeout_boot_id,
     ) = times
-    timeout = None if timeout_at is None else Deadline(wall_ms=timeout_at, boot_ms=timeout_boot, boot=boot_id)
     return InstanceState(
         workflow=workflow, id=id_, incarnation=incarnation, epoch=epoch, version=version, status=status, reason=reason,
         params=get_value(file, params, params_ref), output=get_value(file, output, output_ref), error=error,
         created_at_ms=created_at, started_at_ms=started_at, ended_at_ms=ended_at, wake_at_ms=wake_at,
-        paused_at_ms=paused_at, replays=replays, parent=parent, tags=tags, timeout=timeout,
+        paused=_deadline(paused_at, paused_boot, paused_boot_id), replays=replays, parent=parent, tags=tags,
+        timeout=_deadline(timeout_at, timeout_boot, timeout_boot_id),
     )  # fmt: skip
+
+
+def _columns(deadline: Deadline | None) -> tuple[int | None, int | None, int | None]:
+    return (deadline.wall_ms, deadline.boot_ms, deadline.boot) if deadline else (None, None, None)
+
+
+def _deadline(wall_ms: int | None, boot_ms: int | None, boot: int | None) -> Deadline | None:
+    return None if wall_ms is None else Deadline(wall_ms=wall_ms, boot_ms=boot_ms, boot=boot)

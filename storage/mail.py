@@ -15,16 +15,18 @@ from typing import Final
 from perdure.errors import PerdureError
 from perdure.storage.files import InstanceFile
 from perdure.storage.gate import Gate
-from perdure.storage.records import EventRow, Stored
+from perdure.storage.records import Deadline, EventRow, Stored
 from perdure.storage.values import get_value, put_value
 
 LAST: Final = "SELECT coalesce(max(seq), 0), coalesce(max(max(received_commit, coalesce(delivered_commit, 0))), 0) FROM _perdure_events"
 UNDELIVERED: Final = """
-    SELECT seq, type, payload, payload_ref, received_at FROM _perdure_events WHERE delivered_to IS NULL ORDER BY seq"""
+    SELECT seq, type, payload, payload_ref, received_at, received_boot, received_boot_id
+    FROM _perdure_events WHERE delivered_to IS NULL ORDER BY seq"""
 KNOWN: Final = "SELECT seq FROM _perdure_events WHERE token = ?"
 ADD: Final = """
-    INSERT INTO _perdure_events (seq, type, payload, payload_ref, received_at, token, received_commit)
-    VALUES (?, ?, ?, ?, ?, ?, ?)"""
+    INSERT INTO _perdure_events (seq, type, payload, payload_ref, received_at, received_boot, received_boot_id, token,
+        received_commit)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"""
 DELIVER: Final = """
     UPDATE _perdure_events SET delivered_to = ?, delivered_commit = ? WHERE seq = ? AND delivered_to IS NULL"""
 
@@ -38,9 +40,10 @@ class Mail:
         ((self._seq, last_commit),) = file.fetch(LAST)
         file.stamp = max(file.stamp, last_commit + 1)
         self._undelivered: dict[int, EventRow] = {}
-        for seq, type_, payload, reference, received_at in file.fetch(UNDELIVERED):
+        for seq, type_, payload, reference, at_ms, boot_ms, boot in file.fetch(UNDELIVERED):
+            received = Deadline(wall_ms=at_ms, boot_ms=boot_ms, boot=boot)
             self._undelivered[seq] = EventRow(
-                seq=seq, type=type_, payload=get_value(file, payload, reference), received_at_ms=received_at
+                seq=seq, type=type_, payload=get_value(file, payload, reference), received=received
             )
 
     @property
@@ -48,15 +51,16 @@ class Mail:
         """The events that no wait has got yet, oldest first."""
         return list(self._undelivered.values())
 
-    def add(self, type_: str, payload: Stored, *, at_ms: int, token: str | None) -> EventRow | None:
+    def add(self, type_: str, payload: Stored, *, at: Deadline, token: str | None) -> EventRow | None:
         """Record an event as received; None where its token says that it was recorded before."""
         if token is not None and self.knows(token):
             return None
         self._gate.touch(self._file)
         inline, reference, _ = put_value(self._file, payload)
         self._seq += 1
-        self._file.execute(ADD, (self._seq, type_, inline, reference, at_ms, token, self._file.stamp))
-        event = EventRow(seq=self._seq, type=type_, payload=payload, received_at_ms=at_ms)
+        times = (at.wall_ms, at.boot_ms, at.boot)
+        self._file.execute(ADD, (self._seq, type_, inline, reference, *times, token, self._file.stamp))
+        event = EventRow(seq=self._seq, type=type_, payload=payload, received=at)
         self._undelivered[event.seq] = event
         return event
 

@@ -49,6 +49,12 @@ class Deadline(msgspec.Struct, frozen=True, kw_only=True):
     boot_ms: int | None = None
     boot: int | None = None
 
+    def since(self, earlier: Deadline) -> int:
+        """Return how long after `earlier` this is, in milliseconds, on the clock that both have."""
+        if self.boot_ms is not None and earlier.boot_ms is not None and self.boot == earlier.boot:
+            return self.boot_ms - earlier.boot_ms
+        return self.wall_ms - earlier.wall_ms
+
 
 class Birth(msgspec.Struct, frozen=True, kw_only=True):
     """What an instance's file is made from. Stands in the catalog until the file exists."""
@@ -82,7 +88,7 @@ class InstanceState(msgspec.Struct, frozen=True, kw_only=True):
     started_at_ms: int | None
     ended_at_ms: int | None
     wake_at_ms: int | None
-    paused_at_ms: int | None
+    paused: Deadline | None
     replays: int
     parent: str | None
     tags: str | None
@@ -125,7 +131,7 @@ class EventRow(msgspec.Struct, frozen=True, kw_only=True):
     seq: int
     type: str
     payload: Stored | None
-    received_at_ms: int
+    received: Deadline
     delivered_to: int | None = None
 
 
