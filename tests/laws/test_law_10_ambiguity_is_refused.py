@@ -1,0 +1,1 @@
+"""Law 10: ambiguity is refused, at the call, before any effect."""
