@@ -13,7 +13,7 @@ pip := $(bin)/python -m pip install -qq --disable-pip-version-check
 made := $(VENV)/.made-by-$(notdir $(PYTHON))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types mypy pyright floors format cover wheel wheel-test bench clean
+.PHONY: help demo test chaos check lint types mypy pyright floors format cover wheel wheel-test bench clean
 
 help:  ## what can be made
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -23,6 +23,11 @@ demo: $(VENV)/.runtime  ## watch a workflow survive a crash
 
 test: $(VENV)/.test  ## the test suite
 	@$(bin)/pytest $(ARGS)
+
+# PERDURE_CHAOS_SEED=n repeats a campaign; the suite runs the same tests with a few kills.
+chaos: $(VENV)/.test  ## 200 kills at random instants in each mode, and 200 in the middle of each job
+	@PERDURE_CHAOS_KILLS=$${PERDURE_CHAOS_KILLS:-200} $(bin)/pytest tests/durability/test_chaos.py \
+	tests/durability/test_strikes.py -s -o faulthandler_timeout=1800 $(ARGS)
 
 check: lint types floors  ## lint, types and floors
 

@@ -7,7 +7,7 @@ any number of its stretches in memory.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar, overload
@@ -39,6 +39,8 @@ T = TypeVar("T")
 R = TypeVar("R", covariant=True)
 POLL_S: Final = 30.0
 """How long `result` waits for a change before it looks by itself, should a change have been missed."""
+IDLE_TOLD_MS: Final = 1_000
+"""How long a run waits outside its steps before its status says where."""
 HISTORY: Final = 'SELECT "commit", at, what, step, actor, detail FROM history WHERE "commit" > ?'
 
 
@@ -127,7 +129,7 @@ class Instance(Generic[R]):
         if life is not None and life.actor is not None and life.file is not None:
             state, status = life.actor.lifecycle.state, life.actor.status
             if status != "waiting":
-                return _status(status, state.reason, state.error, state)
+                return _status(status, state.reason or self._kept_warm_by(life.actor), state.error, state)
             waits = life.actor.waits()
             wake_ms = waits.wake.wall_ms if waits.wake else None
             return _status(status, state.reason or waits.reason, state.error, state, wake_at_ms=wake_ms)
@@ -135,6 +137,12 @@ class Instance(Generic[R]):
         if life is not None and life.stuck is not None:
             return msgspec.structs.replace(status_now, reason=str(life.stuck))
         return status_now
+
+    def _kept_warm_by(self, actor: Actor) -> str | None:
+        """Return what a running instance waits for that is no step, once it has done so for a while."""
+        idle_ms = self._loop.host.clock.boot_ms() - actor.last_active_ms
+        return actor.kept_warm_by if actor.status == "running" and idle_ms > IDLE_TOLD_MS else None
+
 
     @overload
     async def sql(
@@ -194,7 +202,7 @@ class Instance(Generic[R]):
         rows = await self.sql(HISTORY, after)
         return [_entry(row) for row in rows]
 
-    async def subscribe(self, *, after: int = 0) -> AsyncIterator[HistoryEntry]:
+    async def subscribe(self, *, after: int = 0) -> AsyncGenerator[HistoryEntry, None]:
         """Yield the story from behind the commit `after`, then live, until the instance has ended.
 
         `entry.commit` of the last entry of a commit is the cursor to go on from.

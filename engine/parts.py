@@ -64,13 +64,13 @@ class Parts:
 
 
 def leave_hard(running: Sequence[str], grace_s: float) -> NoReturn:
-    """Exit the process, because a shutdown is past its stated time: nothing else ends a plain function (law 5).
+    """Exit the process: a shutdown is past its stated time, and nothing else ends a plain function (law 5).
 
     What is committed stays; the attempts in `running` are lost as in a crash.
     """
     logger.critical(
-        "the runtime did not come to rest within shutdown_grace_s=%g: %s; the process exits now, and these attempts"
-        " are lost as in a crash. Use perdure.process_step for what must be stopped in time",
+        "the runtime did not come to rest within shutdown_grace_s=%g: %s; the process exits now, and these"
+        " attempts are lost as in a crash. Use perdure.process_step for what must be stopped in time",
         grace_s,
         "; ".join(running) or "nothing it knows of is running",
     )

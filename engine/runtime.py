@@ -426,7 +426,7 @@ class _Opening:
 
     @trio.lowlevel.enable_ki_protection
     async def _shut_down(self, loop: GameLoop, inbox: Inbox, worker: int) -> None:
-        """Let everything come to rest within the stated time; what does not is left to the process's exit (law 5)."""
+        """Let all come to rest within the stated time; what does not is left to the exit (law 5)."""
         grace_s = self.app.limits.shutdown_grace_s
         with trio.CancelScope(shield=True):
             inbox.close()

@@ -139,8 +139,8 @@ class InstanceFile:
     """
 
     __slots__ = (
-        "_closed",
         "_changes",
+        "_closed",
         "_disk",
         "_durability",
         "_execute",
@@ -222,7 +222,8 @@ class InstanceFile:
             return self.failure
         if _code(error) == sqlite3.SQLITE_ERROR:  # our statements are right, so the tables are not there
             self.failure = InstanceDamagedError(
-                f"the file {self.path} has lost a part of the runtime's tables ({error}): restore it from a copy"
+                f"the file {self.path} has lost some of the runtime's tables ({error}): restore it from a"
+                " copy"
             )
         else:
             self.failure = storage_error(error, self.path)
@@ -268,7 +269,7 @@ class InstanceFile:
             self.directory_synced = True
 
     def prepare_checkpoint(self) -> None:
-        """Get ready for `checkpoint`: from here on SQLite syncs the header with which a WAL starts over.
+        """Have SQLite sync the header with which a WAL starts over, from here on.
 
         Without that the disk could have frames of the new round under the header of the old one
         after a power failure, and SQLite would play old frames back over newer pages. Called in the
@@ -279,9 +280,10 @@ class InstanceFile:
             self._execute("PRAGMA synchronous=NORMAL")
 
     def checkpoint(self) -> None:
-        """Move the WAL's pages into the file, synced through SQLite. Runs off the loop, after `prepare_checkpoint`.
+        """Move the WAL's pages into the file, synced through SQLite. Runs off the loop.
 
-        Raises `sqlite3.Error`; nothing is lost then, and the WAL goes on growing.
+        Comes after `prepare_checkpoint`. Raises `sqlite3.Error`; nothing is lost then, and the WAL
+        goes on growing.
         """
         connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
         try:

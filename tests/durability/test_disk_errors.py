@@ -28,7 +28,7 @@ Rows = Callable[..., list[tuple[object, ...]]]
     ],
 )
 @pytest.mark.parametrize("error", ["EIO", "ENOSPC"])
-def test_an_instance_goes_on_after_an_error_of_the_disk(
+def test_an_instance_goes_on_after_an_error_of_the_disk(  # noqa: PLR0917 - pytest names them
     tmp_path: Path, strace: str, launch: Launch, rows_of: Rows, call: str, file: str, when: int, error: str
 ) -> None:
     path = tmp_path / "state" / "Job" / file
@@ -52,7 +52,9 @@ def test_a_catalog_that_cannot_be_synced_acknowledges_nothing(
     # Counted in each thread: the writer's second transaction is the creation, after its own registration.
     inject = ("-P", str(path), "-e", "trace=fdatasync", "-e", "inject=fdatasync:error=EIO:when=2")
     tracer = (strace, "-f", "-qq", "-o", str(tmp_path / "trace"), *inject)
-    output, errors = launch("strike", tmp_path / "state", "checkpoint", 0, "--soon", under=tracer).communicate()
+    output, errors = launch(
+        "strike", tmp_path / "state", "checkpoint", 0, "--soon", under=tracer
+    ).communicate()
 
     assert "created" not in output
     assert "StorageWriteError" in errors

@@ -95,6 +95,14 @@ async def until_refused(call: Callable[[int], Awaitable[Any]]) -> tuple[int, per
     raise AssertionError("the disk did not fill up")
 
 
+async def until_under_way(instance: perdure.Instance[Any]) -> None:
+    """Return once the instance has begun a few steps."""
+    async with contextlib.aclosing(instance.subscribe()) as entries:
+        async for entry in entries:
+            if entry.step == "bulky 5":
+                return
+
+
 async def until_reported(instance: perdure.Instance[Any]) -> None:
     """Return once the instance's status tells that the disk is full."""
     with trio.fail_after(SOON_S):
@@ -107,7 +115,9 @@ async def until_reported(instance: perdure.Instance[Any]) -> None:
                 reason = str(error)
 
 
-async def test_a_full_disk_refuses_creations_and_keeps_those_it_took(small_disk: Path, filler: Filler) -> None:
+async def test_a_full_disk_refuses_creations_and_keeps_those_it_took(
+    small_disk: Path, filler: Filler
+) -> None:
     async with perdure.open_runtime(small_disk / "state", workflows=[Bulky], limits=LIMITS) as runtime:
         await runtime.create(Bulky, params=0, id="before")
         filler.fill()
@@ -124,11 +134,12 @@ async def test_a_full_disk_refuses_creations_and_keeps_those_it_took(small_disk:
             assert 2 == await (await runtime.create(Bulky, params=2, id=f"n{taken}")).result()
 
 
-async def test_an_instance_goes_on_by_itself_when_there_is_room_again(small_disk: Path, filler: Filler) -> None:
+async def test_an_instance_goes_on_by_itself_when_there_is_room_again(
+    small_disk: Path, filler: Filler
+) -> None:
     async with perdure.open_runtime(small_disk / "state", workflows=[Bulky], limits=LIMITS) as runtime:
         instance = await runtime.create(Bulky, params=60, id="one")
-        while len(await instance.sql("SELECT 1 FROM steps")) < 10:
-            await trio.sleep(0.01)
+        await until_under_way(instance)
         filler.fill()
         await until_reported(instance)
 
@@ -173,8 +184,7 @@ async def test_a_runtime_that_ends_on_a_full_disk_leaves_everything_to_the_next(
     with trio.fail_after(SOON_S):
         async with perdure.open_runtime(small_disk / "state", workflows=[Bulky], limits=LIMITS) as runtime:
             instance = await runtime.create(Bulky, params=60, id="one")
-            while len(await instance.sql("SELECT 1 FROM steps")) < 10:
-                await trio.sleep(0.01)
+            await until_under_way(instance)
             filler.fill()
             await until_reported(instance)
         filler.clear()
@@ -197,7 +207,7 @@ async def test_no_state_folder_is_made_on_a_full_disk(small_disk: Path, filler: 
 async def test_a_state_folder_on_a_read_only_disk_is_refused(small_disk: Path) -> None:
     async with perdure.open_runtime(small_disk / "state", workflows=[Bulky]) as runtime:
         await (await runtime.create(Bulky, params=1, id="one")).result()
-    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    await trio.run_process(["mount", "-o", "remount,ro", str(small_disk)])
 
     with pytest.raises(perdure.StateUnusableError, match="read-only"):
         async with perdure.open_runtime(small_disk / "state", workflows=[Bulky]):

@@ -24,7 +24,9 @@ def ask(sqlite3_program: str) -> Callable[[Path, str], list[dict[str, Any]]]:
     """Return a function that puts a query to a file by way of the sqlite3 program."""
 
     def run(path: Path, query: str) -> list[dict[str, Any]]:
-        done = subprocess.run([sqlite3_program, "-json", path, query], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sqlite3_program, "-json", path, query], capture_output=True, text=True, check=False
+        )
         assert (0, "") == (done.returncode, done.stderr)
         rows: list[dict[str, Any]] = json.loads(done.stdout or "[]")
         return rows

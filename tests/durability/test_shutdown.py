@@ -37,8 +37,13 @@ def settled(rows_of: Rows, state: Path) -> dict[object, tuple[object, object]]:
 @pytest.mark.parametrize(
     ("stop", "options"), [(signal.SIGTERM, ()), (signal.SIGINT, ()), (signal.SIGINT, ("--plain",))]
 )
-def test_a_signal_parks_what_is_under_way_and_the_next_start_goes_on(
-    tmp_path: Path, launch: Launch, next_line: NextLine, rows_of: Rows, stop: signal.Signals, options: tuple[str, ...]
+def test_a_signal_parks_what_is_under_way_and_the_next_start_goes_on(  # noqa: PLR0917 - pytest names them
+    tmp_path: Path,
+    launch: Launch,
+    next_line: NextLine,
+    rows_of: Rows,
+    stop: signal.Signals,
+    options: tuple[str, ...],
 ) -> None:
     process = begin(launch, next_line, tmp_path, "rest", "ticks", "linger", *options)
     process.send_signal(stop)
@@ -46,13 +51,19 @@ def test_a_signal_parks_what_is_under_way_and_the_next_start_goes_on(
 
     assert process.returncode in ((1, -stop) if options else (0,)), errors
     assert ("KeyboardInterrupt" if options else "left") in output + errors
-    assert {"rest": ("running", 0), "ticks": ("running", 0), "linger": ("running", 0)} == settled(rows_of, tmp_path)
-    assert {"rest.sqlite", "ticks.sqlite", "linger.sqlite"} == {path.name for path in (tmp_path / "Work").iterdir()}
+    assert {"rest": ("running", 0), "ticks": ("running", 0), "linger": ("running", 0)} == settled(
+        rows_of, tmp_path
+    )
+    assert {"rest.sqlite", "ticks.sqlite", "linger.sqlite"} == {
+        path.name for path in (tmp_path / "Work").iterdir()
+    }
     for work in ("rest", "linger"):
         path = tmp_path / "Work" / f"{work}.sqlite"
         assert [(1, "interrupted")] == rows_of(path, "SELECT attempt, outcome FROM _perdure_attempts")
         assert [(1, 0)] == rows_of(path, "SELECT attempt, counted FROM _perdure_steps")
-    assert [(1,)] == rows_of(tmp_path / "catalog.sqlite", "SELECT stopped_at IS NOT NULL FROM _perdure_workers")
+    assert [(1,)] == rows_of(
+        tmp_path / "catalog.sqlite", "SELECT stopped_at IS NOT NULL FROM _perdure_workers"
+    )
 
     output, errors = launch("service", tmp_path, "rest", "linger", "--finish").communicate()
     assert {"result rest 2", "result linger 2"} <= set(output.splitlines()), errors

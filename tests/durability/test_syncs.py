@@ -13,8 +13,6 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 CALL = re.compile(r"^\d+ +(?P<name>\w+)\((?P<fd>\d+)<(?P<path>[^>]*)>(?P<rest>.*)")
 SAID = re.compile(r'^\d+ +write\(1<[^>]*>, "(?P<what>\w+)\\n"')
 RESUMED = re.compile(r"^(?P<thread>\d+) +<\.\.\. (?P<name>\w+) resumed>")
@@ -85,7 +83,9 @@ def unsafe(lines: list[str]) -> set[str]:
     return too_early
 
 
-def test_each_acknowledgement_comes_after_the_sync_it_rests_on(tmp_path: Path, strace: str, launch: Launch) -> None:
+def test_each_acknowledgement_comes_after_the_sync_it_rests_on(
+    tmp_path: Path, strace: str, launch: Launch
+) -> None:
     lines = trace(tmp_path, strace, launch)
 
     assert any("one.sqlite-wal" in line and "fdatasync" in line for line in lines)
@@ -93,10 +93,14 @@ def test_each_acknowledgement_comes_after_the_sync_it_rests_on(tmp_path: Path, s
     assert set() == unsafe(lines)
 
 
-def test_the_check_fails_on_a_disk_that_only_says_it_has_synced(tmp_path: Path, strace: str, launch: Launch) -> None:
+def test_the_check_fails_on_a_disk_that_only_says_it_has_synced(
+    tmp_path: Path, strace: str, launch: Launch
+) -> None:
     lines = trace(tmp_path, strace, launch, "faked-sync")
 
-    assert {"step", "sent", "result"} == unsafe(lines)  # SQLite itself syncs the catalog, on which "created" rests
+    assert {"step", "sent", "result"} == unsafe(
+        lines
+    )  # SQLite itself syncs the catalog, on which "created" rests
 
 
 def test_the_check_fails_where_the_catalog_is_not_synced(tmp_path: Path, strace: str, launch: Launch) -> None:
@@ -105,7 +109,9 @@ def test_the_check_fails_where_the_catalog_is_not_synced(tmp_path: Path, strace:
     assert {"created"} == unsafe([line for line in lines if not re.search(r"sync\(.*catalog", line)])
 
 
-def test_with_durability_process_no_instance_file_is_synced(tmp_path: Path, strace: str, launch: Launch) -> None:
+def test_with_durability_process_no_instance_file_is_synced(
+    tmp_path: Path, strace: str, launch: Launch
+) -> None:
     lines = trace(tmp_path, strace, launch, "process")
 
     assert [] == [line for line in lines if re.search(r"sync\(.*one\.sqlite", line)]

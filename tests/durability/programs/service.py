@@ -37,7 +37,7 @@ def block(context: perdure.StepContext) -> int:
     """Take no notice of anything, as a call into a C library would."""
     say("busy block")
     if not FINISH:
-        time.sleep(3600)  # noqa: TID251 - it stands for a plain function that nothing can stop
+        time.sleep(3600)  # nothing can stop it
     return context.attempt
 
 
@@ -45,7 +45,7 @@ def linger(context: perdure.StepContext) -> int:
     """Notice that the attempt is over, and take a moment to leave."""
     say("busy linger")
     while not FINISH and not context.cancelled:
-        time.sleep(0.01)  # noqa: TID251 - a plain function that looks up now and then
+        time.sleep(0.01)
     return context.attempt
 
 
@@ -80,7 +80,9 @@ async def follow(instance: perdure.Instance[Any]) -> None:
 
 
 async def serve() -> None:
-    grace_s = next((float(word.removeprefix("--grace=")) for word in sys.argv if word.startswith("--grace=")), 10.0)
+    grace_s = next(
+        (float(word.removeprefix("--grace=")) for word in sys.argv if word.startswith("--grace=")), 10.0
+    )
     limits = perdure.Limits(shutdown_grace_s=grace_s, idle_grace_s=60)
     async with perdure.open_runtime(STATE, workflows=[Work], limits=limits) as runtime:
         say("open")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,10 @@ async def main() -> None:
     async with open_runtime(sys.argv[1], workflows=[Steps], disk=disk, durability=durability) as runtime:
         instance = await runtime.create(Steps, id="one")
         say("created")
-        while (await instance.status()).status != "waiting":
-            await trio.sleep(0.01)
+        async with aclosing(instance.subscribe()) as entries:
+            async for entry in entries:
+                if entry.step == "go":  # it waits
+                    break
         await instance.send_event("go")
         say("sent")
         await instance.result()

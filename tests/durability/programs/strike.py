@@ -16,6 +16,7 @@ import sqlite3
 import sys
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,8 @@ connect = sqlite3.connect
 
 
 def striking_connect(database: Any, *args: Any, **options: Any) -> sqlite3.Connection:
-    return connect(database, *args, **{"factory": StrikingConnection, **options})
+    connection: sqlite3.Connection = connect(database, *args, **{"factory": StrikingConnection, **options})
+    return connection
 
 
 async def square(n: int) -> int:
@@ -140,8 +142,10 @@ async def main() -> None:
 
 
 async def until_it_waits(instance: perdure.Instance[Any]) -> None:
-    while (await instance.status()).status in ("queued", "running"):
-        await trio.sleep(0.005)
+    async with aclosing(instance.subscribe()) as entries:
+        async for entry in entries:
+            if entry.step == "go":
+                return
 
 
 async def send(instance: perdure.Instance[Any]) -> None:
