@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextvars
 import logging
 import time
+from typing import Any
 
 from perdure.actors.retry import StepConfig
 from perdure.errors import WorkflowCodeError
@@ -58,6 +59,18 @@ class StepContext:
         self.log = log
         self._cancelled = False
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Cross to the child of a process step, with everything but this process's log."""
+        return _in_child, (
+            self.step.name,
+            self.step.count,
+            self.attempt,
+            self.config,
+            self.idempotency_key,
+            self.instance,
+            self.deadline_s,
+        )
+
     @property
     def remaining_s(self) -> float:
         """How long the attempt may still take, in seconds; below 0 when it is overdue."""
@@ -72,8 +85,23 @@ class StepContext:
         return self._cancelled or self.remaining_s < 0
 
     def cancel(self) -> None:
-        """Tell the function that its attempt is cancelled. The runtime calls this; the thread it runs in is shielded."""
+        """Tell the function, in a thread that is shielded, that its attempt is cancelled. For the runtime."""
         self._cancelled = True
+
+
+def _in_child(name: str, count: int, attempt: int, config: StepConfig, key: str, *rest: Any) -> StepContext:
+    """Make a context anew. `time.monotonic`, by which its deadline goes, is one for all processes."""
+    instance, deadline_s = rest
+    log = logging.LoggerAdapter(logging.getLogger("perdure.workflow"), {"instance": instance})
+    return StepContext(
+        StepName(name, count),
+        attempt=attempt,
+        config=config,
+        idempotency_key=key,
+        instance=instance,
+        deadline_s=deadline_s,
+        log=log,
+    )
 
 
 CURRENT: contextvars.ContextVar[StepContext] = contextvars.ContextVar("perdure_current_step")

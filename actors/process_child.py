@@ -116,10 +116,11 @@ class Child:
 
     def _answer(self, payload: bytearray) -> bytes:
         try:
-            unpickler = Unpickler(io.BytesIO(payload), self._sources)
-            module, qualname, file = unpickler.load()
+            stream = io.BytesIO(payload)
+            module, qualname, file = Unpickler(stream, self._sources).load()
             fn = find(self._sources.module(module, file), qualname)
-            args, kwargs = unpickler.load()
+            # Another one for the second pickle: references go by what one unpickler has seen so far.
+            args, kwargs = Unpickler(stream, self._sources).load()
             value = fn(*args, **kwargs)
         except SystemExit:
             raise

@@ -26,6 +26,7 @@ else:  # the default is for type checkers alone, so that nobody needs typing_ext
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
+Result = TypeVar("Result", covariant=True)
 
 
 class AttemptOptions(TypedDict, total=False):
@@ -58,6 +59,14 @@ CallOrOther: TypeAlias = CallOrAny[D] | StepCall[object] | Callable[[], object]
 """A part among parts of several kinds, for which mypy finds no common type: then it is Any."""
 
 
+class DeclaredStep(Protocol[*Ts, Result]):
+    """A step that was declared by a decorator: calling it makes the step call."""
+
+    def __call__(self, /, *args: *Ts) -> StepCall[Result]:
+        """Make the call; await what it returns."""
+        ...
+
+
 class Declaration(Protocol):
     """What `step.do(name, ...)` gives without a function: a decorator.
 
@@ -65,14 +74,14 @@ class Declaration(Protocol):
     """
 
     @overload
-    def __call__(self, fn: Callable[[StepContext, *Ts], Awaitable[T]], /) -> Callable[[*Ts], StepCall[T]]: ...
+    def __call__(self, fn: Callable[[StepContext, *Ts], Awaitable[T]], /) -> DeclaredStep[*Ts, T]: ...
     @overload
-    def __call__(self, fn: Callable[[*Ts, StepContext], Awaitable[T]], /) -> Callable[[*Ts], StepCall[T]]: ...
+    def __call__(self, fn: Callable[[*Ts, StepContext], Awaitable[T]], /) -> DeclaredStep[*Ts, T]: ...
     @overload
-    def __call__(self, fn: Callable[[*Ts], Awaitable[T]], /) -> Callable[[*Ts], StepCall[T]]: ...
+    def __call__(self, fn: Callable[[*Ts], Awaitable[T]], /) -> DeclaredStep[*Ts, T]: ...
     @overload
-    def __call__(self, fn: Callable[[StepContext, *Ts], T], /) -> Callable[[*Ts], StepCall[T]]: ...
+    def __call__(self, fn: Callable[[StepContext, *Ts], T], /) -> DeclaredStep[*Ts, T]: ...
     @overload
-    def __call__(self, fn: Callable[[*Ts, StepContext], T], /) -> Callable[[*Ts], StepCall[T]]: ...
+    def __call__(self, fn: Callable[[*Ts, StepContext], T], /) -> DeclaredStep[*Ts, T]: ...
     @overload
-    def __call__(self, fn: Callable[[*Ts], T], /) -> Callable[[*Ts], StepCall[T]]: ...
+    def __call__(self, fn: Callable[[*Ts], T], /) -> DeclaredStep[*Ts, T]: ...

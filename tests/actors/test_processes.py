@@ -177,6 +177,13 @@ async def test_arguments_and_results_of_many_megabytes_cross(host: FunctionHost)
     assert large * 2 == await host.call("process", Service.double, (large,))
 
 
+async def test_an_object_that_is_there_twice_crosses_as_one(host: FunctionHost) -> None:
+    order = [1]
+
+    assert [order, order, order, order] == await host.call("process", Service.double, ([order, order],))
+    assert Path("b") == await host.call("process", process_step(max), (Path("a"), Path("b")))
+
+
 async def test_a_cancelled_process_step_is_killed_with_the_programs_it_started(
     host: FunctionHost, pipe: Path
 ) -> None:
