@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import ast
-import doctest
-import importlib
-import pkgutil
 from pathlib import Path
-
-import pytest
 
 import perdure
 from perdure import errors
@@ -41,12 +36,6 @@ DOCUMENTED = {
     "open_runtime",
     "process_step",
 }
-
-MODULES = [
-    name
-    for _, name, _ in pkgutil.walk_packages(perdure.__path__, "perdure.")
-    if not name.endswith("__main__")
-]
 
 
 def test_the_face_exports_what_is_documented_and_every_error() -> None:
@@ -86,10 +75,3 @@ def test_the_tree_of_errors_in_the_docstring_is_the_tree_of_classes() -> None:
     missing = [name for name in errors.__all__ if name not in drawn]
 
     assert [] == missing
-
-
-@pytest.mark.parametrize("name", MODULES)
-def test_the_examples_in_docstrings_run(name: str) -> None:
-    failed, _ = doctest.testmod(importlib.import_module(name))
-
-    assert 0 == failed

@@ -31,7 +31,7 @@ FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE | doctest.IGNORE_EXCEPTI
 def all_examples() -> Iterator[doctest.DocTest]:
     finder = doctest.DocTestFinder(exclude_empty=True)
     for module in pkgutil.walk_packages(perdure.__path__, "perdure."):
-        if not module.name.startswith("perdure.cli") and not module.name.endswith("process_child"):
+        if not module.name.endswith("__main__"):
             yield from finder.find(importlib.import_module(module.name))
     yield from finder.find(perdure, "perdure")
 
