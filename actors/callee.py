@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 import typing
-import weakref
 from collections.abc import Callable
 from types import CodeType
 from typing import Any, Final
@@ -46,7 +45,12 @@ class Callee:
         return args, {}
 
 
-_CACHE: Final[weakref.WeakKeyDictionary[CodeType, dict[StepLibrary, Callee]]] = weakref.WeakKeyDictionary()
+CALLEES_MAX: Final = 4_096
+"""More code objects than any program has; what makes its step functions with `exec` starts over here."""
+
+_CACHE: Final[dict[tuple[int, type, StepLibrary], tuple[CodeType, dict[str, Any], Callee]]] = {}
+# By the code's identity, which the entry keeps alive: equal code elsewhere is another function. And by the
+# class: a method that is bound has one parameter less.
 
 
 def callee_of(fn: Callable[..., Any], library: StepLibrary) -> Callee:
@@ -59,12 +63,15 @@ def callee_of(fn: Callable[..., Any], library: StepLibrary) -> Callee:
                 + (" (a coroutine was given)" if inspect.iscoroutine(fn) else "")
             )
         return Callee(fn, library)
-    by_library = _CACHE.get(code)
-    if by_library is None:
-        by_library = _CACHE[code] = {}
-    callee = by_library.get(library)
-    if callee is None:
-        callee = by_library[library] = Callee(fn, library)
+    key = (id(code), type(fn), library)
+    known = _CACHE.get(key)
+    # A function made inside another may have the same code and other annotations each time.
+    if known is not None and known[1] == fn.__annotations__:
+        return known[2]
+    callee = Callee(fn, library)
+    if len(_CACHE) >= CALLEES_MAX:
+        _CACHE.clear()
+    _CACHE[key] = code, dict(fn.__annotations__), callee
     return callee
 
 
@@ -79,7 +86,7 @@ def _context_parameter(fn: Callable[..., Any]) -> tuple[int | None, str | None]:
         target = target.func
     try:
         hints = typing.get_type_hints(target if hasattr(target, "__annotations__") else type(target).__call__)
-    except Exception:  # an annotation that only a type checker can resolve: fall back to texts
+    except Exception:  # noqa: BLE001 - an annotation that only a type checker can resolve: texts will do
         hints = {name: parameter.annotation for name, parameter in parameters.items()}
     for position, (name, parameter) in enumerate(parameters.items()):
         if hints.get(name) in (StepContext, "StepContext", "perdure.StepContext"):
