@@ -9,14 +9,16 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
+import trio
 
-from perdure import HistoryEntry, Instance
+from perdure import Instance
 from perdure.actors.host import Replay
+from perdure.testing import VirtualClock
 
 PROGRAMS = Path(__file__).parent / "programs"
 PROGRAM_S_MAX = 60
@@ -51,8 +53,7 @@ def reached() -> Callable[..., Awaitable[None]]:
     """Return a function that waits until an instance's history has an entry of that text."""
 
     async def wait(instance: Instance[Any], what: str, step: str | None = None) -> None:
-        story = cast("AsyncGenerator[HistoryEntry]", instance.subscribe())
-        async with contextlib.aclosing(story):
+        async with contextlib.aclosing(instance.subscribe()) as story:
             async for entry in story:
                 if entry.what == what and step in (None, entry.step):
                     return
@@ -65,3 +66,16 @@ def reached() -> Callable[..., Awaitable[None]]:
 def broken(monkeypatch: pytest.MonkeyPatch) -> Callable[[type, str, Callable[..., Any]], None]:
     """Return a function that breaks the shipped code for one test: another body for one method."""
     return monkeypatch.setattr
+
+
+class HeldClock(VirtualClock):
+    """A virtual clock that never jumps: time passes by `advance`, `set_wall` and `reboot` alone."""
+
+    async def wait(self, delay_ms: float | None, changed: trio.Event) -> None:
+        await super().wait(None, changed)
+
+
+@pytest.fixture
+def clock() -> VirtualClock:
+    """Return a clock that stands still until the test moves it."""
+    return HeldClock()

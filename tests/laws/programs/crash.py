@@ -14,13 +14,12 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncGenerator, Callable
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any
 
 import trio
 
 from perdure import (
-    HistoryEntry,
     InstanceFailedError,
     Limits,
     PerdureError,
@@ -72,8 +71,7 @@ async def tell(folder: str, replay: Any, kills: int, limit: int, words: list[str
     async with open_runtime(folder, workflows=[Work, Sleeper], replay=replay, limits=limits) as runtime:
         if "sleeper" in words:
             sleeper = await runtime.create(Sleeper, id="s", if_exists="attach")
-            story = cast("AsyncGenerator[HistoryEntry]", sleeper.subscribe())
-            async with contextlib.aclosing(story):
+            async with contextlib.aclosing(sleeper.subscribe()) as story:
                 async for entry in story:
                     if entry.what == "sleep started":
                         break

@@ -1,0 +1,302 @@
+"""Law 6: an event is delivered at most once, to the first matching wait, in the order it was sent."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from perdure import (
+    EventTimeoutError,
+    Instance,
+    InstanceFailedError,
+    InstanceFinishedError,
+    PerdureError,
+    WorkflowEntrypoint,
+    WorkflowEvent,
+    WorkflowStep,
+)
+from perdure.actors.actor import Actor
+from perdure.actors.host import Replay
+from perdure.actors.waiting import EventCall
+from perdure.engine.loop import GameLoop
+from perdure.storage.mail import Mail
+from perdure.storage.records import Deadline, EventRow
+from perdure.testing import VirtualClock, open_test_runtime
+
+Broken = Callable[[type, str, Callable[..., Any]], None]
+Reached = Callable[..., Awaitable[None]]
+KNOWN = "the message that brings it"
+DELIVERED = (
+    "SELECT e.payload, s.name FROM events e LEFT JOIN steps s ON s.seq = e.delivered_to ORDER BY e.seq"
+)
+
+
+class Collector(WorkflowEntrypoint):
+    """Takes four events of one type, with a nap before the last two."""
+
+    async def run(self, event: WorkflowEvent[Any], step: WorkflowStep) -> list[Any]:
+        got: list[Any] = []
+        for number in range(4):
+            if number == 2:
+                await step.sleep("nap", "1 hour")
+            got.append((await step.wait_for_event(f"wait {number}", type="item", timeout=None)).payload)
+        return got
+
+
+# -- once and in order, whatever happens in between ------------------------------------------
+
+
+async def check_order(folder: Path, replay: Replay, reached: Reached) -> None:
+    """Send across a pause, a hibernation and a restart."""
+    async with open_test_runtime(folder, workflows=[Collector], replay=replay) as runtime:
+        instance = await runtime.create(Collector, id="a")
+        await instance.send_event("item", 1)
+        await reached(instance, "event started", "wait 1")
+        await instance.pause()
+        await instance.send_event("item", 2)
+        await instance.send_event("other", "nobody asks for it")
+        await instance.send_event("item", 3)
+    async with open_test_runtime(folder, workflows=[Collector], replay=replay) as runtime:
+        instance = await runtime.get(Collector, "a")
+        await instance.resume()
+        await reached(instance, "event completed", "wait 2")  # an hour later: it has hibernated and woken
+        await instance.send_event("item", 4)
+        result = await instance.result()
+        rows = [tuple(row) for row in await instance.sql(DELIVERED)]
+
+    assert [1, 2, 3, 4] == result
+    assert [(str(number + 1), f"wait {number}") for number in range(2)] == rows[:2]
+    assert ('"nobody asks for it"', None) == rows[2]
+    assert [("3", "wait 2"), ("4", "wait 3")] == rows[3:]
+
+
+async def test_events_arrive_once_and_in_order_across_pause_hibernation_and_restart(
+    folder: Path, replay: Replay, reached: Reached
+) -> None:
+    await check_order(folder, replay, reached)
+
+
+async def test_the_order_check_fails_with_mail_that_forgets_deliveries(
+    folder: Path, replay: Replay, reached: Reached, broken: Broken
+) -> None:
+    def forget(mail: Mail, event: EventRow, _step_seq: int) -> None:
+        vars(mail)["_undelivered"].pop(event.seq)
+
+    broken(Mail, "deliver", forget)
+
+    with pytest.raises((AssertionError, PerdureError)):
+        await check_order(folder, replay, reached)
+
+
+async def test_the_order_check_fails_when_the_newest_event_is_served_first(
+    folder: Path, replay: Replay, reached: Reached, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undelivered: Any = vars(Mail)["undelivered"]
+    monkeypatch.setattr(Mail, "undelivered", property(lambda mail: undelivered.fget(mail)[::-1]))
+
+    with pytest.raises(AssertionError):
+        await check_order(folder, replay, reached)
+
+
+async def check_a_token(folder: Path, replay: Replay, reached: Reached) -> None:
+    for _ in range(2):  # the second time the first event is delivered already
+        async with open_test_runtime(folder, workflows=[Collector], replay=replay) as runtime:
+            instance = await runtime.create(Collector, id="a", if_exists="attach")
+            await instance.send_event("item", "once", token=KNOWN)
+            await instance.send_event("item", "once", token=KNOWN)
+            await reached(instance, "event started", "wait 1")
+            assert [('"once"', "wait 0")] == [tuple(row) for row in await instance.sql(DELIVERED)]
+
+
+async def test_an_event_sent_again_with_its_token_counts_once(
+    folder: Path, replay: Replay, reached: Reached
+) -> None:
+    await check_a_token(folder, replay, reached)
+
+
+async def test_the_token_check_fails_with_mail_that_does_not_know_tokens(
+    folder: Path, replay: Replay, reached: Reached, broken: Broken
+) -> None:
+    add = Mail.add
+    broken(Mail, "add", lambda *args, **options: add(*args, **{**options, "token": None}))
+    broken(Mail, "knows", lambda *_: False)
+
+    with pytest.raises(AssertionError):
+        await check_a_token(folder, replay, reached)
+
+
+# -- to the first wait that matches ------------------------------------------------------------
+
+
+async def check_the_first_matching_wait(folder: Path, replay: Replay, reached: Reached) -> None:
+    def large(order: dict[str, int]) -> bool:
+        return order["amount"] > 100
+
+    class Desk(WorkflowEntrypoint):
+        async def run(self, event: WorkflowEvent[Any], step: WorkflowStep) -> dict[str, Any]:
+            orders = {
+                "boss": step.wait_for_event("boss", type="order", timeout=None, where=large),
+                "anne": step.wait_for_event("anne", type="order", timeout=None),
+                "bert": step.wait_for_event("bert", type="order", timeout=None),
+            }
+            return {who: got.payload["amount"] for who, got in (await step.gather("desk", orders)).items()}
+
+    async with open_test_runtime(folder, workflows=[Desk], replay=replay) as runtime:
+        instance = await runtime.create(Desk, id="a")
+        await reached(instance, "event started", "bert")
+    async with open_test_runtime(folder, workflows=[Desk], replay=replay) as runtime:
+        instance = await runtime.get(Desk, "a")
+        for amount in (5, 500, 7):
+            await instance.send_event("order", {"amount": amount})
+        assert {"boss": 500, "anne": 5, "bert": 7} == await instance.result()
+
+
+async def test_an_event_goes_to_the_first_wait_that_matches(
+    folder: Path, replay: Replay, reached: Reached
+) -> None:
+    await check_the_first_matching_wait(folder, replay, reached)
+
+
+async def test_the_matching_check_fails_when_where_is_not_asked(
+    folder: Path, replay: Replay, reached: Reached, broken: Broken
+) -> None:
+    make: Any = EventCall[Any].__init__
+    broken(EventCall, "__init__", lambda *args, **options: make(*args, **{**options, "where": None}))
+
+    with pytest.raises(AssertionError):
+        await check_the_first_matching_wait(folder, replay, reached)
+
+
+async def test_a_predicate_that_raises_fails_its_wait_and_the_event_stays(
+    folder: Path, replay: Replay
+) -> None:
+    class Fragile(WorkflowEntrypoint):
+        async def run(self, event: WorkflowEvent[Any], step: WorkflowStep) -> None:
+            await step.wait_for_event("wait", type="item", where=lambda item: item["missing"] > 0)
+
+    async with open_test_runtime(folder, workflows=[Fragile], replay=replay) as runtime:
+        instance = await runtime.create(Fragile, event=("item", {}))
+        with pytest.raises(InstanceFailedError) as failed:
+            await instance.result()
+        rows = [tuple(row) for row in await instance.sql(DELIVERED)]
+
+    assert isinstance(failed.value.__cause__, KeyError)
+    assert [("{}", None)] == rows
+
+
+# -- against the timeout -----------------------------------------------------------------------
+
+
+class Waiter(WorkflowEntrypoint):
+    async def run(self, event: WorkflowEvent[Any], step: WorkflowStep) -> str:
+        try:
+            return str((await step.wait_for_event("wait", type="item", timeout="1 hour")).payload)
+        except EventTimeoutError as error:
+            return f"{error.step} timed out"
+
+
+Move = Callable[[VirtualClock], None]
+Case = tuple[Move, str]
+
+
+def wait_minutes(minutes: float) -> Move:
+    """Return what lets that time pass."""
+    return lambda clock: clock.advance(minutes * 60)
+
+
+def step_forward(clock: VirtualClock) -> None:
+    """Set the wall clock forward by a day."""
+    clock.set_wall(datetime.fromtimestamp(clock.wall_ms() / 1000, UTC) + timedelta(days=1))
+
+
+def step_back(clock: VirtualClock) -> None:
+    """Set the wall clock back by a day, after the deadline."""
+    clock.advance(2 * 3600)
+    clock.set_wall(datetime.fromtimestamp(clock.wall_ms() / 1000, UTC) - timedelta(days=1))
+
+
+async def check_the_timeout(
+    folder: Path, replay: Replay, reached: Reached, clock: VirtualClock, case: Case
+) -> None:
+    """Send the event where nobody can look at it, and look after the deadline."""
+    move, expected = case
+    async with open_test_runtime(folder, workflows=[Waiter], replay=replay, clock=clock) as runtime:
+        instance = await runtime.create(Waiter, id="a")
+        await reached(instance, "event started")
+    move(clock)
+    async with open_test_runtime(folder, replay=replay, clock=clock) as runtime:
+        await (await runtime.get("Waiter", "a")).send_event("item", "in time")
+    clock.advance(3600)
+    async with open_test_runtime(folder, workflows=[Waiter], replay=replay, clock=clock) as runtime:
+        assert expected == await (await runtime.get(Waiter, "a")).result()
+
+
+CASES: list[Case] = [
+    (wait_minutes(59), "in time"),
+    (wait_minutes(61), "wait timed out"),
+    (step_forward, "in time"),
+    (step_back, "wait timed out"),
+]
+
+
+@pytest.mark.parametrize("case", CASES)
+async def test_an_event_received_before_the_deadline_beats_the_timeout(
+    folder: Path, replay: Replay, reached: Reached, clock: VirtualClock, case: Case
+) -> None:
+    await check_the_timeout(folder, replay, reached, clock, case)
+
+
+@pytest.mark.parametrize("case", CASES)
+async def test_the_timeout_check_fails_when_the_answer_depends_on_when_one_looks(
+    folder: Path, reached: Reached, clock: VirtualClock, case: Case, broken: Broken
+) -> None:
+    late = 1 if case[1] == "in time" else 0
+    broken(Deadline, "since", lambda *_: late)
+
+    with pytest.raises(AssertionError):
+        await check_the_timeout(folder, "warm", reached, clock, case)
+
+
+# -- after the end -----------------------------------------------------------------------------
+
+
+async def check_a_finished_instance(folder: Path, replay: Replay) -> None:
+    class Short(WorkflowEntrypoint):
+        async def run(self, event: WorkflowEvent[Any], step: WorkflowStep) -> str:
+            return await step.do("only", work)
+
+    async def work() -> str:
+        return "done"
+
+    for _ in range(2):
+        async with open_test_runtime(folder, workflows=[Short], replay=replay) as runtime:
+            instance = await runtime.create(Short, id="a", if_exists="attach")
+            assert "done" == await instance.result()
+            with pytest.raises(InstanceFinishedError):
+                await instance.send_event("item", "too late")
+            assert [] == await instance.sql("SELECT * FROM events")
+
+
+async def test_an_event_to_a_finished_instance_is_an_error_for_its_sender(
+    folder: Path, replay: Replay
+) -> None:
+    await check_a_finished_instance(folder, replay)
+
+
+async def test_the_finished_check_fails_when_nobody_asks_whether_it_has_ended(
+    folder: Path, broken: Broken
+) -> None:
+    async def send(instance: Instance[Any], type_: str, payload: Any = None) -> None:
+        loop: GameLoop = vars(instance)["_loop"]
+        await loop.command(instance.key, lambda actor: actor.receive(type_, json.dumps(payload), token=None))
+
+    broken(Instance, "send_event", send)
+    broken(Actor, "_was_done", lambda *_: False)
+
+    with pytest.raises((AssertionError, pytest.fail.Exception)):
+        await check_a_finished_instance(folder, "warm")
