@@ -58,7 +58,12 @@ _NEEDS_ASYNCIO: Final = (
     "no running event loop",
     "There is no current event loop",
     "should be used inside a task",
+    # Once a query has loaded trio-asyncio, asyncio's loop is None under trio: what asks it for these fails.
+    "'NoneType' object has no attribute 'create_",
+    "'NoneType' object has no attribute 'call_",
+    "'NoneType' object has no attribute 'run_in_executor'",
 )
+_ITS_ERRORS: Final = (TypeError, RuntimeError, AttributeError)
 
 
 # -- saying how a function runs ------------------------------------------------------------
@@ -342,7 +347,7 @@ class FunctionHost:
     async def _in_loop(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         try:
             return await fn(*args)
-        except (TypeError, RuntimeError) as error:
+        except _ITS_ERRORS as error:
             _explain(fn, error, "trio")
             raise
 
@@ -442,7 +447,7 @@ class _Awaited:
 
 def _explain(fn: Callable[..., Any], error: BaseException, where: str) -> None:
     """Raise a sentence in place of what an asyncio-only call says where asyncio does not run."""
-    text = str(error) if isinstance(error, TypeError | RuntimeError) else ""
+    text = str(error) if isinstance(error, _ITS_ERRORS) else ""
     if not any(sign in text for sign in _NEEDS_ASYNCIO):
         return
     name = qualified_name(getattr(fn, "__wrapped__", fn))

@@ -243,8 +243,13 @@ class ForgotToSay(WorkflowEntrypoint):
         return await step.do("count", count_rows, event.payload)
 
 
-async def test_a_trio_step_that_needs_asyncio_fails_once_and_says_what_to_write(tmp_path: Path) -> None:
+@pytest.mark.parametrize("after_a_query", [False, True])
+async def test_a_trio_step_that_needs_asyncio_fails_once_and_says_what_to_write(
+    tmp_path: Path, after_a_query: bool
+) -> None:
     async with open_test_runtime(tmp_path / "state", workflows=[ForgotToSay]) as runtime:
+        if after_a_query:  # which loads what queries stand on, and that changes what asyncio says
+            await runtime.sql("SELECT 1")
         instance = await runtime.create(ForgotToSay, params=str(tmp_path / "tides.sqlite"))
         with pytest.raises(InstanceFailedError, match=r"asyncio_step\(count_rows\)") as caught:
             await instance.result()
