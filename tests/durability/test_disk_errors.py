@@ -22,6 +22,7 @@ Rows = Callable[..., list[tuple[object, ...]]]
     ("call", "file", "when"),
     [
         ("fdatasync", "one.sqlite-wal", 3),
+        ("pwrite64", "one.sqlite-wal", 1),  # in the commit of the instance's birth
         ("pwrite64", "one.sqlite-wal", 12),
         ("pwrite64", "one.sqlite", 2),  # in the middle of a checkpoint
         ("fdatasync", "one.sqlite", 1),

@@ -17,6 +17,7 @@ import pytest
 import trio
 
 import perdure
+from perdure.storage.disk import Disk
 
 pytestmark = pytest.mark.slow
 
@@ -50,6 +51,11 @@ class Filler:
         with contextlib.suppress(OSError), self._path.open("ab", buffering=0) as file:
             while True:
                 file.write(bytes(4096))
+
+    def leave(self, free_bytes: int) -> None:
+        """Take all the room but so much."""
+        self.fill()
+        os.truncate(self._path, self._path.stat().st_size - free_bytes)
 
     def clear(self) -> None:
         self._path.unlink()
@@ -113,6 +119,15 @@ async def until_reported(instance: perdure.Instance[Any]) -> None:
                 reason = (await instance.status()).reason
             except perdure.StorageFullError as error:  # asked while the write was failing
                 reason = str(error)
+
+
+def test_a_file_for_which_there_is_half_the_room_is_not_there(small_disk: Path, filler: Filler) -> None:
+    filler.leave(8192)
+
+    with pytest.raises(OSError, match="No space"):
+        Disk().write_new(small_disk / "one.sqlite", bytes(65536), durable=True)
+
+    assert ["filler"] == [path.name for path in small_disk.iterdir()]
 
 
 async def test_a_full_disk_refuses_creations_and_keeps_those_it_took(

@@ -67,19 +67,25 @@ class Disk:
     def _sync(self, name: str, upto: int) -> None:
         self.synced[name] = max(self.synced[name], upto)
 
-    def has(self, name: str) -> bool:
-        return self.synced[name] == self.written[name]
+    def has(self, name: str, since: int) -> bool:
+        """Whether something was written to a file after its first `since` writes, and all of it synced."""
+        return self.synced[name] == self.written[name] > since
 
 
 def unsafe(lines: list[str]) -> set[str]:
-    """Return what was said before the file that it rests on was synced."""
+    """Return what was said before what it rests on was written and synced."""
     disk = Disk()
+    before: collections.Counter[str] = collections.Counter()
     too_early: set[str] = set()
     for line in lines:
         disk.read(line)
         said = SAID.match(line)
-        if said and not disk.has(RESTS_ON[said["what"]]):
+        if not said:
+            continue
+        name = RESTS_ON[said["what"]]
+        if not disk.has(name, before[name]):
             too_early.add(said["what"])
+        before[name] = disk.written[name]
     return too_early
 
 
