@@ -453,8 +453,8 @@ def _explain(fn: Callable[..., Any], error: BaseException, where: str) -> None:
     name = qualified_name(getattr(fn, "__wrapped__", fn))
     # Not retried: the next attempt would fail in the same way, minutes later.
     raise NonRetryableError(
-        f"The step function {name} called something that needs asyncio, and it runs in {where}: {text} "
-        f"Give the step asyncio_step({name.rpartition('.')[2]}), "
+        f"The step function {name} called something that needs asyncio, and it runs in {where}"
+        f" ({text.rstrip('.')}). Give the step asyncio_step({name.rpartition('.')[2]}), "
         f"or set step_library = 'asyncio' on the workflow."
     ) from error
 
