@@ -147,6 +147,12 @@ class Actor:
         """The names of the calls made and not finished, in order."""
         return [] if self._run is None else [repr(call.name) for call in self._run.open_calls]
 
+    @property
+    def waits_outside_steps(self) -> str | None:
+        """What it waits for, for people, while it runs and no step of it is under way or parked."""
+        run = self._run
+        return None if run is None or run.running or self.status != "running" else run.kept_warm_by
+
     # -- life ------------------------------------------------------------------------------
 
     async def advance(self) -> Outcome:

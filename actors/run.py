@@ -258,8 +258,8 @@ class Run:
     @property
     def kept_warm_by(self) -> str | None:
         """What keeps this run from hibernating, for people; None where nothing does."""
-        if self.running or not self._leaves:
-            return "a step is running" if self.running else "run() waits for something that is no step"
+        if self.running:
+            return "a step is running"
         for leaf in self._leaves:
             if leaf.hindrance is not None:
                 return leaf.hindrance

@@ -103,23 +103,24 @@ def _show(console: Console, found: Description, state: Path) -> None:
 
 
 def _head(found: Description) -> Text:
-    made = Text(f"{found.key}  ", style="bold")
-    made.append_text(render.status_text(found.status.status))
-    if found.status.reason:
-        made.append(f"  {found.status.reason}", style="dim")
-    if found.status.status in ("waiting", "queued", "running") and found.status.wake_at is not None:
-        left = -(render.since(found.status.wake_at) or 0.0)
-        if left > 0:
-            made.append(
-                f"  until {render.moment(found.status.wake_at)}, {render.duration(left)} left", style="dim"
-            )
-    return made
+    return Text.assemble((f"{found.key}  ", "bold"), render.status_text(found.status.status))
+
+
+def _why(status: InstanceStatus) -> str:
+    """Return what an unfinished instance waits for, or what keeps it in memory, and until when."""
+    parts = [status.reason] if status.reason else []
+    if status.status in ("waiting", "queued", "running") and status.wake_at is not None:
+        left_s = -(render.since(status.wake_at) or 0.0)
+        if left_s > 0:
+            parts.append(f"until {render.moment(status.wake_at)}, {render.duration(left_s)} left")
+    return "; ".join(parts)
 
 
 def _facts(found: Description, state: Path) -> list[tuple[str, str | Text]]:
     status = found.status
     row: dict[str, Any] = found.picture.instance if found.picture is not None else {}
-    facts: list[tuple[str, str | Text]] = [("created", render.moment(status.created_at))]
+    facts: list[tuple[str, str | Text]] = [("why", _why(status))] if _why(status) else []
+    facts.append(("created", render.moment(status.created_at)))
     if status.started_at is not None:
         facts.append(("started", render.moment(status.started_at)))
     if status.ended_at is not None:

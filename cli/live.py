@@ -88,10 +88,14 @@ class Follower:
 
 
 class View:
-    """What is shown while an instance runs. `parked` is what to say if a signal ends it."""
+    """What is shown while an instance runs.
+
+    `left` is what to say about it if a signal ends this, `note` what such a signal does.
+    """
 
     def __init__(self, key: str, live: Live | None, console: Console | None) -> None:
-        self.parked = "stopped before it began:"
+        self.left = "{} stops before it begins; begin it with:"
+        self.note = "Ctrl-C parks it"
         self._key = key
         self._live = live
         self._console = console
@@ -126,7 +130,7 @@ class View:
         if self._live is None:
             return
         height = self._live.console.height
-        note = "Ctrl-C parks it" if self._status not in ENDED else ""
+        note = self.note if self._status not in ENDED else ""
         if self._status == "paused":
             note = f"`perdure resume {self._key}` lets it go on"
         drawn = picture.live(self._key, self._status, self._picture, height=height, note=note)

@@ -109,7 +109,7 @@ def run(
     with stop, open_view(job.key, quiet=quiet or as_json) as view:
         ending = trio.run(partial(_run, job, view, stop))
     if ending is None:
-        click.echo(f"perdure: {view.parked} {job.key}; it goes on with: {again}", err=True)
+        click.echo(f"perdure: {view.left.format(job.key)} {again}", err=True)
         raise SystemExit(exits.after_signal(stop.signal))
     _tell(job, ending, as_json=as_json)
 
@@ -145,7 +145,7 @@ async def _run(job: Job, view: View, stop: Stop) -> Ending | None:
 async def _own(job: Job, view: View, runtime: Runtime) -> Ending:
     """Run the instance in this process."""
     instance = await _created(job, runtime)
-    view.parked = "parked"
+    view.left = "parked {}; it goes on with:"
     source = Local(runtime, instance)
     if (await instance.status()).status not in ENDED:
         async with trio.open_nursery() as nursery:
@@ -184,7 +184,9 @@ async def _follow(job: Job, view: View) -> Ending | None:
     """Have the owner of the folder run the instance, and follow it; None once nobody owns the folder."""
     async with open_remote(job.state, known=job.target.app, make=True) as remote:
         key, new = await _created_there(job, remote)
-        view.parked = "left to the process that owns its folder:"
+        owner = f"process {remote.owner()}"
+        view.left = f"{{}} goes on in {owner}; follow it again with:"
+        view.note = f"Ctrl-C leaves it to {owner}"
         async with remote.read(key) as file:
             seen = file.status.status in ENDED and not new
         if not seen and not await view.follow(Follower(remote, key)):

@@ -10,12 +10,16 @@ from typing import Any, Final, NamedTuple
 
 import click
 import trio
+from rich.console import Console
+from rich.text import Text
 
 from perdure import InvalidArgumentError
 from perdure.cli import exits, options, render
 from perdure.engine.remote import Remote, open_remote
 
 CELL_CHARS_MAX: Final = 60
+WIDTHS_MAX: Final = 1.5
+"""A table wider than so many terminals shows too little of each column."""
 
 
 class Answer(NamedTuple):
@@ -119,17 +123,30 @@ def _show(answer: Answer, *, as_json: bool, as_csv: bool) -> None:
     elif not answer.columns:
         click.echo("(no rows)", err=True)
     else:
-        numbers = [
-            name for place, name in enumerate(answer.columns)
-            if all(row[place] is None or isinstance(row[place], int | float) for row in answer.rows)
-        ]  # fmt: skip
-        made = render.table(*answer.columns, right=numbers)
-        console = render.console()
-        for row in answer.rows:
-            made.add_row(
-                *(
-                    render.cell(value, chars_max=CELL_CHARS_MAX if console.is_terminal else None)
-                    for value in row
-                )
-            )
-        console.print(made)
+        _show_table(render.console(), answer)
+
+
+def _show_table(console: Console, answer: Answer) -> None:
+    """Print rows as a table or, where that would be cut to pieces, each row as a list of its values."""
+    longest = CELL_CHARS_MAX if console.is_terminal else None
+    rows = [[render.cell(value, chars_max=longest) for value in row] for row in answer.rows]
+    widths = [
+        max(len(name), *(row[place].cell_len for row in rows)) + 2
+        for place, name in enumerate(answer.columns)
+    ]
+    if sum(widths) > console.width * WIDTHS_MAX:
+        label = max(map(len, answer.columns)) + 2
+        for number, row in enumerate(rows, 1):
+            console.print(Text(f"row {number}", style="bold"))
+            for name, value in zip(answer.columns, row, strict=True):
+                console.print(Text.assemble((f"  {name:<{label}}", "dim"), value))
+        return
+    numbers = [
+        name
+        for place, name in enumerate(answer.columns)
+        if all(row[place] is None or isinstance(row[place], int | float) for row in answer.rows)
+    ]
+    made = render.table(*answer.columns, right=numbers)
+    for row in rows:
+        made.add_row(*row)
+    console.print(made)

@@ -141,8 +141,7 @@ class Instance(Generic[R]):
     def _kept_warm_by(self, actor: Actor) -> str | None:
         """Return what a running instance waits for that is no step, once it has done so for a while."""
         idle_ms = self._loop.host.clock.boot_ms() - actor.last_active_ms
-        return actor.kept_warm_by if actor.status == "running" and idle_ms > IDLE_TOLD_MS else None
-
+        return actor.waits_outside_steps if idle_ms > IDLE_TOLD_MS else None
 
     @overload
     async def sql(

@@ -23,6 +23,8 @@ WORKFLOWS = """
 import time
 from pathlib import Path
 
+import trio
+
 import perdure
 from perdure import NonRetryableError, WorkflowEntrypoint, WorkflowEvent, WorkflowStep
 
@@ -67,6 +69,11 @@ class Unstorable(WorkflowEntrypoint):
         return await step.do("make", lambda: {"made": {1, 2}})
 
 
+class Idler(WorkflowEntrypoint):
+    async def run(self, event: WorkflowEvent[None], step: WorkflowStep) -> None:
+        await trio.sleep_forever()
+
+
 class Forgetful(WorkflowEntrypoint):
     async def run(self, event: WorkflowEvent[None], step: WorkflowStep) -> str:
         step.do("forgotten", note, "forgotten")
@@ -74,7 +81,8 @@ class Forgetful(WorkflowEntrypoint):
 
 
 app = perdure.App(
-    [Greet, Approval, Stubborn, Declined, Unstorable, Forgetful], limits=perdure.Limits(shutdown_grace_s=1.0)
+    [Greet, Approval, Stubborn, Declined, Unstorable, Idler, Forgetful],
+    limits=perdure.Limits(shutdown_grace_s=1.0),
 )
 """
 

@@ -156,13 +156,16 @@ def test_run_takes_over_where_the_process_that_served_is_killed(place: Any) -> N
 
 
 def test_a_signal_to_a_follower_leaves_the_instance_to_the_process_that_serves(place: Any) -> None:
-    place.serve()
+    serve = place.serve()
     follower = place.start("run", "workflows.py:Approval", "--id", "a1")
     read_until(follower, "event started")
     follower.send_signal(signal.SIGINT)
 
     assert 130 == follower.wait(30)
-    assert "left to the process that owns its folder" in follower.communicate()[1]
+    assert (
+        f"Approval/a1 goes on in process {serve.pid}; follow it again with: perdure"
+        in follower.communicate()[1]
+    )
     assert "waiting" == place.status("a1")
 
 
