@@ -55,8 +55,9 @@ async def main() -> None:
             async for entry in entries:
                 if entry.step == "go":  # it waits
                     break
-        await instance.send_event("go")
+        await instance.send_event("other")  # nobody waits for it, so nothing else is written meanwhile
         say("sent")
+        await instance.send_event("go")
         await instance.result()
         say("result")
 
