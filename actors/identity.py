@@ -6,7 +6,7 @@ first was made. Anything else would swap results on a replay.
 
 Invariants:
     The n-th use of a name in one run is the same call in every run.
-    A refused name has not been counted.
+    A refused name has not been counted, and leaves nothing that would have another refused.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ class Names:
         asked = self._askers.get(full)
         if asked is None:
             check_step_name(full)
-            self._askers[full] = (task, self._open_around(task))
         elif asked[0] is not task:
             self._require_after(full, asked, task)
-            self._askers[full] = (task, self._open_around(task))
         if function is not None:
             self._require_same(name, function)
+        if asked is None or asked[0] is not task:  # nothing refuses it any more
+            self._askers[full] = (task, self._open_around(task))
         count = self._counts.get(counted, 0) + 1
         self._counts[counted] = count
         return full, count

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import trio
-import trio.testing
 
 import perdure.actors.identity
 import perdure.actors.step
@@ -16,7 +15,6 @@ from perdure import (
     AmbiguousStepError,
     EncodingError,
     InstanceExistsError,
-    InstanceFailedError,
     InvalidDurationError,
     InvalidIdError,
     InvalidNameError,
@@ -34,6 +32,9 @@ from perdure.testing import open_test_runtime
 STEPS = "SELECT name, count, kind, status FROM steps ORDER BY seq"
 ALLOWED = [("allowed", 1, "do", "completed")]
 """The one row of an instance in which everything else was refused before any effect."""
+
+ACCEPTED = (AssertionError, pytest.fail.Exception)
+"""How a check fails where something was taken that should be refused."""
 
 Script = Callable[[WorkflowStep], Any]
 
@@ -142,7 +143,7 @@ async def test_the_branch_check_fails_when_branches_may_share_a_name(
 ) -> None:
     broken(Names, "_require_after", lambda *_: None)
 
-    with pytest.raises((AssertionError, InstanceFailedError, pytest.fail.Exception)):
+    with pytest.raises(ACCEPTED):
         await check(folder, "warm")
 
 
@@ -192,7 +193,7 @@ async def test_one_name_for_two_functions_is_refused(folder: Path, replay: Repla
 async def test_the_function_check_fails_when_any_function_will_do(folder: Path, broken: Any) -> None:
     broken(Names, "_require_same", lambda *_: None)
 
-    with pytest.raises((AssertionError, InstanceFailedError, pytest.fail.Exception)):
+    with pytest.raises(ACCEPTED):
         await check_one_name_stands_for_one_function(folder, "warm")
 
 
@@ -200,21 +201,30 @@ async def test_a_refused_name_leaves_nothing_behind(folder: Path, replay: Replay
     """Neither its count nor the branch that asked: who asked first goes on as if nothing had been."""
 
     async def script(step: WorkflowStep) -> int:
-        first = await step.do("same", one)
-
-        async def intrude() -> None:
-            with pytest.raises(AmbiguousStepError, match="two functions|one function"):
-                step.do("same", two)
+        async def ask() -> None:
+            await step.do("same", one)
 
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask)
+
+        async def intrude() -> None:
+            with pytest.raises(AmbiguousStepError, match="one name stands for one function"):
+                step.do("same", two)
+            refused.set()
+            await step.wait_for_event("stay", type="go")
+
+        refused = trio.Event()
+        async with trio.open_nursery() as nursery:
             nursery.start_soon(intrude)
-            await trio.testing.wait_all_tasks_blocked()
-            return first + await step.do("same", one)
+            await refused.wait()
+            second = await step.do("same", one)
+            nursery.cancel_scope.cancel()
+        return second
 
     result, steps = await told(folder, replay, script)
 
-    assert 2 == result
-    assert [("same", 1), ("same", 2)] == [row[:2] for row in steps]
+    assert 1 == result
+    assert [("same", 1), ("same", 2)] == [row[:2] for row in steps if row[0] == "same"]
 
 
 # -- durations and names -----------------------------------------------------------------------
@@ -251,7 +261,7 @@ async def test_the_unit_check_fails_when_units_are_guessed(
 ) -> None:
     monkeypatch.setattr(perdure.actors.step, "seconds", lambda *_: 5.0)
 
-    with pytest.raises((AssertionError, InstanceFailedError, pytest.fail.Exception)):
+    with pytest.raises(ACCEPTED):
         await check_unknown_units_are_refused(folder, "warm")
 
 
@@ -285,7 +295,7 @@ async def test_the_name_check_fails_when_names_are_not_looked_at(
 ) -> None:
     monkeypatch.setattr(perdure.actors.identity, "check_step_name", lambda _: None)
 
-    with pytest.raises((AssertionError, InstanceFailedError, pytest.fail.Exception)):
+    with pytest.raises(ACCEPTED):
         await check_names_that_cannot_be_shown_are_refused(folder, "warm")
 
 
@@ -331,7 +341,7 @@ async def test_the_id_check_fails_when_the_newer_takes_the_place_of_the_older(
 
     broken(Catalog, "add", replace)
 
-    with pytest.raises((AssertionError, pytest.fail.Exception)):
+    with pytest.raises(ACCEPTED):
         await check_a_used_id_is_refused(folder, "warm")
 
 
@@ -359,7 +369,7 @@ async def check_results_that_would_change_are_refused(folder: Path, replay: Repl
     assert [("give", 1, "do", "failed")] == steps
 
 
-VALUES = [(1, 2), {3}, b"raw", float("nan"), {1: "key"}, object()]
+VALUES = [(1, 2), {3}, b"raw", float("nan"), object()]
 
 
 @pytest.mark.parametrize("value", VALUES, ids=lambda value: type(value).__name__)
@@ -372,5 +382,5 @@ async def test_a_result_that_would_not_come_back_the_same_is_refused(
 async def test_the_result_check_fails_when_it_is_stored_as_it_comes(folder: Path, broken: Any) -> None:
     broken(Coder, "record", lambda _coder, value: ("null", value))
 
-    with pytest.raises((AssertionError, InstanceFailedError, ValueError)):
+    with pytest.raises(ACCEPTED):
         await check_results_that_would_change_are_refused(folder, "warm", (1, 2))
