@@ -1,7 +1,7 @@
 """A program that tells what it does: `steps.py STATE [faked-sync] [DURABILITY]`.
 
 Prints `created` once the creation is acknowledged, `step` from inside the step function, `sent`
-once the event is acknowledged, and `result` at the end. With `faked-sync` its disk syncs nothing.
+once the event is acknowledged (`sending` before it), and `result` at the end. With `faked-sync` its disk syncs nothing.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ async def main() -> None:
             async for entry in entries:
                 if entry.step == "go":  # it waits
                     break
+        say("sending")
         await instance.send_event("other")  # nobody waits for it, so nothing else is written meanwhile
         say("sent")
         await instance.send_event("go")
