@@ -1,7 +1,8 @@
 """A program that tells what it does: `steps.py STATE [faked-sync] [DURABILITY]`.
 
-Prints `created` once the creation is acknowledged, `step` from inside the step function, `sent`
-once the event is acknowledged (`sending` before it), and `result` at the end. With `faked-sync` its disk syncs nothing.
+Prints `creating` and, once that is acknowledged, `created`; `step` from inside the step function;
+`sending` and, once the event is acknowledged, `sent`; `result` at the end. With `faked-sync` its
+disk syncs nothing.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ async def main() -> None:
     disk = FakedDisk() if "faked-sync" in sys.argv else Disk()
     durability: Any = "process" if "process" in sys.argv else "full"
     async with open_runtime(sys.argv[1], workflows=[Steps], disk=disk, durability=durability) as runtime:
+        say("creating")
         instance = await runtime.create(Steps, id="one")
         say("created")
         async with aclosing(instance.subscribe()) as entries:
