@@ -57,8 +57,8 @@ class Names:
         known = self._functions.setdefault(name, function)
         if known is not function and known != function:
             raise AmbiguousStepError(
-                f"step {name!r} was asked for with {describe(known)} and now with {describe(function)}: one name"
-                f" stands for one function; give one of them another name"
+                f"step {name!r} was asked for with {describe(known)} and now with {describe(function)}: one"
+                f" name stands for one function; give one of them another name"
             )
 
     def _open_around(self, task: trio.lowlevel.Task) -> frozenset[trio.Nursery]:
@@ -92,8 +92,8 @@ class Names:
                     return
                 break
         raise AmbiguousStepError(
-            f"step {name!r} is asked for by two branches that run at the same time, so nobody could tell which result"
-            f" is whose on a replay: {ADVICE}"
+            f"step {name!r} is asked for by two branches that run at the same time, so nobody could tell"
+            f" which result is whose on a replay: {ADVICE}"
         )
 
     def _chain(self, task: trio.lowlevel.Task) -> list[trio.lowlevel.Task]:
