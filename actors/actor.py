@@ -331,7 +331,12 @@ class Actor:
             wakes.append(self.lifecycle.state.timeout)
         names = ", ".join(f"{step.kind} {step.name!r}" for step in waiting[:3] if step.kind != "race")
         clock = self._host.clock
-        return Parked(wake=min(wakes, key=lambda wake: remaining_ms(clock, wake), default=None), reason=names)
+        measured = [wake for wake in wakes if wake.boot_ms is not None and wake.boot == clock.boot]
+        until_ms = min((wake.wall_ms for wake in wakes if wake not in measured), default=None)
+        if measured:
+            wake = min(measured, key=lambda wake: remaining_ms(clock, wake))
+            return Parked(wake=wake, until_ms=until_ms, reason=names)
+        return Parked(wake=None if until_ms is None else Deadline(wall_ms=until_ms), reason=names)
 
     def _settle(self, outcome: Outcome) -> Outcome:
         """Write into the file how this stretch of life ended."""
@@ -347,8 +352,8 @@ class Actor:
                 life.end("terminated", at_ms=at_ms)
             case Paused():
                 life.set_status("paused", paused=life.state.paused or deadline_in(self._host.clock, 0))
-            case Parked(wake=wake, reason=reason):
-                life.set_status("waiting", reason=reason, wake_at_ms=wake.wall_ms if wake else None)
+            case Parked(wake_at_ms=wake_at_ms, reason=reason):
+                life.set_status("waiting", reason=reason, wake_at_ms=wake_at_ms)
             case Dead(reason=why):
                 life.set_status("dead", reason=why)
             case Interrupted() | Broken():

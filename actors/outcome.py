@@ -28,10 +28,22 @@ class Paused(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Parked(msgspec.Struct, frozen=True, kw_only=True):
-    """Nothing of it can move before `wake`, or before an event where `wake` is None."""
+    """Nothing of it can move before `wake` or `until_ms`, or before an event where both are None.
+
+    Within a boot two clocks may run apart: `wake` is the first deadline that follows the clock since
+    boot, and `until_ms` the first that follows the wall clock. `wake` stands for either where there is
+    only one kind.
+    """
 
     wake: Deadline | None
     reason: str
+    until_ms: int | None = None
+
+    @property
+    def wake_at_ms(self) -> int | None:
+        """When it moves at the latest as the wall clock would have it, for people."""
+        times = [self.until_ms, None if self.wake is None else self.wake.wall_ms]
+        return min((ms for ms in times if ms is not None), default=None)
 
 
 class Dead(msgspec.Struct, frozen=True, kw_only=True):

@@ -131,8 +131,8 @@ class Instance(Generic[R]):
             if status != "waiting":
                 return _status(status, state.reason or self._kept_warm_by(life.actor), state.error, state)
             waits = life.actor.waits()
-            wake_ms = waits.wake.wall_ms if waits.wake else None
-            return _status(status, state.reason or waits.reason, state.error, state, wake_at_ms=wake_ms)
+            reason = state.reason or waits.reason
+            return _status(status, reason, state.error, state, wake_at_ms=waits.wake_at_ms)
         status_now = await trio.to_thread.run_sync(status_at_rest, row, self._loop.folder.instance(self.key))
         if life is not None and life.stuck is not None:
             return msgspec.structs.replace(status_now, reason=str(life.stuck))

@@ -208,11 +208,12 @@ class Life:
                 return
             key = self.key
             status, reason, wake = self._summary(outcome, actor)
+            until_ms = outcome.until_ms if isinstance(outcome, Parked) and self._definition else None
             state = actor.lifecycle.state
             await self._tell(
                 lambda catalog: catalog.settle(
                     key, status, reason=reason, started_at_ms=state.started_at_ms, ended_at_ms=state.ended_at_ms,
-                    wake=wake, version=state.version,
+                    wake=wake, until_ms=until_ms, version=state.version,
                 )
             )  # fmt: skip
 

@@ -445,8 +445,7 @@ class _Opening:
         clock = self.clock
         last = self.reading.last_worker()
         if last is not None and last.boot != clock.boot:
-            wall_ms, boot_ms, boot = clock.wall_ms(), clock.boot_ms(), clock.boot
-            await writer.write(lambda catalog: catalog.rebooted(wall_ms=wall_ms, boot_ms=boot_ms, boot=boot))
+            await writer.write(lambda catalog: catalog.rebooted(clock.boot))
             if last.durability == "process" and last.stopped_at_ms is None:
                 paths = [self.folder.instance(row.key) for row in self.reading.opened()]
                 await trio.to_thread.run_sync(check_after_machine_death, paths)

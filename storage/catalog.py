@@ -30,7 +30,7 @@ APPLICATION_ID: Final = 0x50524443  # "PRDC"
 SCHEMA_VERSION: Final = 1
 
 COLUMNS: Final = """workflow, id, incarnation, status, reason, birth, params, created_at, started_at, ended_at, start_at,
-    wake_at, wake_boot, boot, owner, epoch, open, crashes, version, parent, tags"""
+    wake_at, wake_boot, boot, owner, epoch, open, crashes, version, parent, tags, until_at"""
 FIND: Final = f"SELECT {COLUMNS} FROM _perdure_instances WHERE workflow = ? AND id = ?"
 FIND_ID: Final = f"SELECT {COLUMNS} FROM _perdure_instances WHERE id = ? ORDER BY workflow"
 ADD: Final = """
@@ -48,9 +48,12 @@ NEXT_START: Final = """
 DUE: Final = f"""
     SELECT {COLUMNS} FROM _perdure_instances
     WHERE open = 0 AND wake_boot <= ?1 AND workflow IN (SELECT value FROM json_each(?3))
-    UNION ALL
+    UNION
     SELECT {COLUMNS} FROM _perdure_instances
     WHERE open = 0 AND wake_boot IS NULL AND wake_at <= ?2 AND workflow IN (SELECT value FROM json_each(?3))
+    UNION
+    SELECT {COLUMNS} FROM _perdure_instances
+    WHERE open = 0 AND until_at <= ?2 AND workflow IN (SELECT value FROM json_each(?3))
     LIMIT ?4"""
 NEXT_WAKE_BOOT: Final = """
     SELECT min(wake_boot) FROM _perdure_instances
@@ -58,6 +61,9 @@ NEXT_WAKE_BOOT: Final = """
 NEXT_WAKE_AT: Final = """
     SELECT min(wake_at) FROM _perdure_instances
     WHERE wake_at IS NOT NULL AND wake_boot IS NULL AND open = 0 AND workflow IN (SELECT value FROM json_each(?))"""
+NEXT_UNTIL_AT: Final = """
+    SELECT min(until_at) FROM _perdure_instances
+    WHERE until_at IS NOT NULL AND open = 0 AND workflow IN (SELECT value FROM json_each(?))"""
 OPENED: Final = f"SELECT {COLUMNS} FROM _perdure_instances WHERE open = 1 ORDER BY created_at"
 CLAIM: Final = """
     UPDATE _perdure_instances SET owner = ?, epoch = epoch + 1, open = 1,
@@ -65,23 +71,24 @@ CLAIM: Final = """
     WHERE workflow = ? AND id = ? RETURNING epoch"""
 SETTLE: Final = """
     UPDATE _perdure_instances SET status = ?, reason = ?, birth = NULL, params = NULL, started_at = ?, ended_at = ?,
-        wake_at = ?, wake_boot = ?, boot = ?, open = ?, crashes = ?, version = ?
+        wake_at = ?, wake_boot = ?, boot = ?, until_at = ?, open = ?, crashes = ?, version = ?
     WHERE workflow = ? AND id = ?"""
 POSTPONE: Final = """
-    UPDATE _perdure_instances SET reason = ?, wake_at = ?, wake_boot = ?, boot = ?, start_at = ?, open = 0
+    UPDATE _perdure_instances SET reason = ?, wake_at = ?, wake_boot = ?, boot = ?, start_at = ?, until_at = NULL,
+        open = 0
     WHERE workflow = ? AND id = ?"""
 BURY: Final = """
-    UPDATE _perdure_instances SET status = 'dead', reason = ?, wake_at = NULL, wake_boot = NULL, boot = NULL, open = 0
+    UPDATE _perdure_instances SET status = 'dead', reason = ?, wake_at = NULL, wake_boot = NULL, boot = NULL,
+        until_at = NULL, open = 0
     WHERE workflow = ? AND id = ?"""
 FORGIVE: Final = "UPDATE _perdure_instances SET crashes = 0 WHERE workflow = ? AND id = ?"
 CRASHED: Final = "UPDATE _perdure_instances SET crashes = crashes + 1 WHERE open = 1"
 REBOOT: Final = """
-    UPDATE _perdure_instances SET wake_boot = max(0, wake_at - ? + ?), boot = ?
-    WHERE wake_boot IS NOT NULL AND boot IS NOT ?"""
+    UPDATE _perdure_instances SET wake_boot = NULL, boot = NULL WHERE wake_boot IS NOT NULL AND boot IS NOT ?"""
 LIST: Final = f"SELECT {COLUMNS} FROM _perdure_instances"
 COUNTS: Final = "SELECT workflow, status, count(*) FROM _perdure_instances GROUP BY 1, 2 ORDER BY 1, 2"
 RESTORE: Final = f"""
-    INSERT OR REPLACE INTO _perdure_instances ({COLUMNS}) VALUES ({", ".join("?" * 21)})"""
+    INSERT OR REPLACE INTO _perdure_instances ({COLUMNS}) VALUES ({", ".join("?" * 22)})"""
 
 WORKER: Final = """
     INSERT INTO _perdure_workers (pid, boot, started_at, doorbell, durability) VALUES (?, ?, ?, ?, ?)"""
@@ -224,8 +231,9 @@ class Catalog:
         names = (_names(workflows),)
         boot_ms = self.connection.execute(NEXT_WAKE_BOOT, names).fetchone()[0]
         wall_ms = self.connection.execute(NEXT_WAKE_AT, names).fetchone()[0]
+        until_ms = self.connection.execute(NEXT_UNTIL_AT, names).fetchone()[0]
         start_ms = self.connection.execute(NEXT_START, names).fetchone()[0]
-        return boot_ms, min((ms for ms in (wall_ms, start_ms) if ms is not None), default=None)
+        return boot_ms, min((ms for ms in (wall_ms, until_ms, start_ms) if ms is not None), default=None)
 
     def opened(self) -> list[CatalogRow]:
         """Return the instances marked open: after a death, those to recover."""
@@ -282,14 +290,18 @@ class Catalog:
 
     def settle(
         self, key: Key, status: Status, *, reason: str | None, started_at_ms: int | None, ended_at_ms: int | None,
-        wake: Deadline | None, version: str | None, stay_open: bool = False, crashes: int = 0,
+        wake: Deadline | None, version: str | None, until_ms: int | None = None, stay_open: bool = False,
+        crashes: int = 0,
     ) -> None:  # fmt: skip
-        """Write down how far an instance got when its file was closed."""
+        """Write down how far an instance got when its file was closed.
+
+        It wakes at `wake`, and at `until_ms` on the wall clock where that comes first.
+        """
         wall, boot_ms, boot = (wake.wall_ms, wake.boot_ms, wake.boot) if wake else (None, None, None)
         self.connection.execute(
             SETTLE,
-            (status, reason, started_at_ms, ended_at_ms, wall, boot_ms, boot, int(stay_open), crashes, version,
-             key.workflow, key.id),
+            (status, reason, started_at_ms, ended_at_ms, wall, boot_ms, boot, until_ms, int(stay_open), crashes,
+             version, key.workflow, key.id),
         )  # fmt: skip
 
     def postpone(self, key: Key, *, reason: str, wake: Deadline) -> None:
@@ -313,9 +325,9 @@ class Catalog:
         """Count one death of the process for every instance that was open."""
         self.connection.execute(CRASHED)
 
-    def rebooted(self, *, wall_ms: int, boot_ms: int, boot: int) -> None:
-        """Carry wake-ups of an earlier boot over to this one's clock, by the wall clock."""
-        self.connection.execute(REBOOT, (wall_ms, boot_ms, boot, boot))
+    def rebooted(self, boot: int) -> None:
+        """Leave wake-ups of any boot but this one to the wall clock (law 7)."""
+        self.connection.execute(REBOOT, (boot,))
 
     def restore(self, row: CatalogRow) -> None:
         """Write a row as it was found in an instance's file (`perdure repair`)."""

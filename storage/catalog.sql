@@ -13,8 +13,8 @@ CREATE TABLE _perdure_instances (
     started_at INTEGER,
     ended_at INTEGER,
     start_at INTEGER,                   -- a queued row waits until then
-    wake_at INTEGER,
-    wake_boot INTEGER,
+    wake_at INTEGER,                    -- wall clock; decides where wake_boot is NULL
+    wake_boot INTEGER,                  -- the same on the clock of this boot
     boot INTEGER,
     owner INTEGER,
     epoch INTEGER NOT NULL DEFAULT 0,
@@ -23,12 +23,14 @@ CREATE TABLE _perdure_instances (
     version TEXT,
     parent TEXT,
     tags TEXT,
+    until_at INTEGER,                   -- besides: the first deadline that follows the wall clock alone
     PRIMARY KEY (workflow, id)
 ) STRICT, WITHOUT ROWID;
 
 CREATE INDEX _perdure_instances_queued ON _perdure_instances (created_at) WHERE status = 'queued';
 CREATE INDEX _perdure_instances_wake_boot ON _perdure_instances (wake_boot) WHERE wake_boot IS NOT NULL;
 CREATE INDEX _perdure_instances_wake_at ON _perdure_instances (wake_at) WHERE wake_at IS NOT NULL AND wake_boot IS NULL;
+CREATE INDEX _perdure_instances_until_at ON _perdure_instances (until_at) WHERE until_at IS NOT NULL;
 CREATE INDEX _perdure_instances_open ON _perdure_instances (owner) WHERE open = 1;
 CREATE INDEX _perdure_instances_id ON _perdure_instances (id);
 

@@ -119,6 +119,7 @@ class CatalogRow(msgspec.Struct, frozen=True, kw_only=True):
     version: str | None
     parent: str | None
     tags: str | None
+    until_at_ms: int | None = None
 
     @property
     def key(self) -> Key:

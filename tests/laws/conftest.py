@@ -15,12 +15,16 @@ from typing import Any, cast
 
 import pytest
 import trio
+import trio.testing
 
-from perdure import Instance
+from perdure import Instance, Runtime
 from perdure.actors.host import Replay
 from perdure.testing import VirtualClock
 
 PROGRAMS = Path(__file__).parent / "programs"
+IDLE_LOOK_S = 0.0005
+"""How often a test looks whether a runtime's threads have come to rest: they ring for nobody."""
+
 PROGRAM_S_MAX = 60
 """A program that hangs is a finding; the machine may be busy."""
 
@@ -79,3 +83,17 @@ class HeldClock(VirtualClock):
 def clock() -> VirtualClock:
     """Return a clock that stands still until the test moves it."""
     return HeldClock()
+
+
+@pytest.fixture
+def settled() -> Callable[[Runtime], Awaitable[None]]:
+    """Return a function that waits until a runtime has nothing to do before its clock moves."""
+
+    async def wait(runtime: Runtime) -> None:
+        while True:
+            await trio.testing.wait_all_tasks_blocked()
+            if runtime.is_idle:
+                return
+            await trio.sleep(IDLE_LOOK_S)
+
+    return wait
