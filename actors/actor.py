@@ -51,7 +51,7 @@ from perdure.storage.files import InstanceFile
 from perdure.storage.journal import Journal
 from perdure.storage.lifecycle import Lifecycle
 from perdure.storage.mail import Mail
-from perdure.storage.records import FINISHED, Key, Status, Stored
+from perdure.storage.records import FINISHED, Deadline, Key, Status, Stored
 
 
 class _QuietLog(logging.LoggerAdapter[logging.Logger]):
