@@ -376,7 +376,8 @@ class Actor:
         """Write into the file, for people, why the instance stays in memory though it is idle."""
         reason = self.kept_warm_by
         if reason is not None and self.lifecycle.state.status == "running":
-            if "deadline" in reason:
+            if "deadline" in reason and reason not in self._noted:  # once, not at every look
+                self._noted.add(reason)
                 self._log.warning("%s", reason)
             self.lifecycle.set_status("running", reason=reason)
 

@@ -218,9 +218,9 @@ async def test_the_policy_check_fails_when_every_change_is_only_warned_of(
 ) -> None:
     diverged = vars(Actor)["_diverged"]
 
-    def never_fail(actor: Actor, what: str, error: DivergenceError, _serious: bool) -> None:
+    def never_fail(actor: Actor, what: str, error: DivergenceError, **_: object) -> None:
         try:
-            diverged(actor, what, error, False)
+            diverged(actor, what, error, serious=False)
         except DivergenceError:
             return
 

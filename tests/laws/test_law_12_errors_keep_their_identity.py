@@ -61,7 +61,7 @@ class DeclinedError(NonRetryableError):
 async def decline() -> None:
     """Raise an error with fields, a cause and a note."""
     try:
-        {}["card"]
+        dict[str, str]()["card"]
     except KeyError as missing:
         error = DeclinedError(order=7, tags={"tide", "moon"})
         error.add_note("asked twice")
@@ -283,7 +283,7 @@ async def test_a_class_that_is_not_imported_comes_back_as_a_failed_step(
 async def test_the_import_check_fails_when_the_file_may_name_a_module(
     folder: Path, shop: Path, broken: Broken, reached: Reached
 ) -> None:
-    found = perdure.storage.failure.imported_class
+    found = vars(perdure.storage.failure)["imported_class"]
 
     def import_it(module: str, name: str, base: Any) -> Any:
         importlib.import_module(module)
