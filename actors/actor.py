@@ -222,7 +222,7 @@ class Actor:
                 raise
             error = group
         finally:
-            run.over = True
+            run.end()
             self._run = None
             if expiry is not None:
                 expiry.cancel()
@@ -274,6 +274,7 @@ class Actor:
         for call in run.open_calls:
             code, line = call.where
             if call.awaited:
+                self.journal.cancel_open(at_ms=self._host.clock.wall_ms())
                 return OpenStepError(
                     f"run() of {self.key} ended while step {call.name!r} ({code.co_filename}:{line}) was open: await every"
                     " step inside run()"

@@ -296,7 +296,8 @@ class DoCall(StepCall[T]):
         run = self.run
         at_ms = run.host.clock.wall_ms()
         if (
-            run.file.failure is not None
+            run.over
+            or run.file.failure is not None
             or run.stopping == "broken"
             or step.status not in ("running", "waiting")
         ):

@@ -22,7 +22,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from types import FrameType
-from typing import Any, Final, Literal, NoReturn
+from typing import Any, Final, Literal, NoReturn, cast
 
 import trio
 
@@ -111,6 +111,11 @@ class Run:
         if self.stopping is None and not self.over:
             self.stopping = why
             self._scope.cancel()
+
+    def end(self) -> None:
+        """Say that the call is over. A task that it did not wait for records nothing from now on (law 8)."""
+        self.over = True
+        self.journal = cast("Journal", _Ended(self.key))
 
     def pause(self) -> bool:
         """Let attempts under way finish and start no more; True where none was under way."""
@@ -278,6 +283,16 @@ class Run:
         """Return the earliest deadline that a parked call waits for."""
         wakes = [leaf.wake for leaf in self._leaves if leaf.wake is not None]
         return min(wakes, key=lambda wake: remaining_ms(self.host.clock, wake), default=None)
+
+
+class _Ended:
+    """Stands for the journal of a run that is over."""
+
+    def __init__(self, key: Key) -> None:
+        self._key = key
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise WorkflowCodeError(f"a step of {self._key} ended after run() had ended: await every step in run()")
 
 
 def _leaf_tasks(task: trio.lowlevel.Task) -> Iterator[trio.lowlevel.Task]:
