@@ -99,6 +99,8 @@ class Actor:
             logging.getLogger(f"perdure.workflow.{self.key.workflow}"), self.key, self.journal
         )
         self._noted: set[str] = set()
+        self.start_at_ms: int | None = None
+        """Before this moment `run()` is not called, though an event or a query may open the file."""
         self._ending: Literal["terminate", "shutdown"] | None = None
         self.journal.load()
 
@@ -182,6 +184,8 @@ class Actor:
             return Interrupted()
         if self._definition is None:
             return self.waits()
+        if state.started_at_ms is None and self._is_early():
+            return self._settle(Parked(wake=Deadline(wall_ms=self.start_at_ms or 0), reason="its start"))
         if state.started_at_ms is None:
             self.lifecycle.started(self._host.clock.wall_ms())
         else:
@@ -197,6 +201,9 @@ class Actor:
             if outcome is not None:
                 return outcome
             self.lifecycle.run_again()
+
+    def _is_early(self) -> bool:
+        return self.start_at_ms is not None and self._host.clock.wall_ms() < self.start_at_ms
 
     async def _run_once(self, definition: Definition) -> Outcome | None:
         """Call `run()` once from the top; None where it was stopped to be replayed."""

@@ -138,11 +138,13 @@ class Life:
         birth = decode_birth(row.birth)
         file = await self._file(birth)
         file.owner = self.key
-        if birth is not None and not is_born(file):
+        newborn = birth is not None and not is_born(file)
+        if birth is not None and newborn:
             bear(file, owner.host.gate, birth, row.params, epoch=epoch)
         self.actor = Actor(self._definition, file, owner.host, owner.env, on_quiet=owner.quiet)
-        if self.actor.lifecycle.state.epoch != epoch:
-            self.actor.lifecycle.own(epoch)
+        self.actor.start_at_ms = row.start_at_ms
+        if not newborn:  # an older catalog may count from further back than the file
+            self.actor.lifecycle.own(max(epoch, self.actor.lifecycle.state.epoch + 1))
         if birth is not None and birth.event_type is not None and birth.event_payload is not None:
             self.actor.receive(birth.event_type, birth.event_payload, token=f"birth-{birth.incarnation}")
         self.crashes = row.crashes
