@@ -392,6 +392,8 @@ class WorkflowStep:
         >>> await step.race("shorter nap", {"a": step.sleep("a", "1 hour"), "b": step.sleep("b", 1)})
         ('b', None)
         """
+        if not parts:
+            raise _no_parts(name)
         race: RaceCall[Any] = RaceCall(self._run, name, depth=2)
         race.enter(self._parts(name, parts))
         return race
@@ -400,7 +402,7 @@ class WorkflowStep:
         self, name: str, parts: Mapping[str, StepCall[Any] | Callable[[], Any]]
     ) -> dict[str, StepCall[Any]]:
         if not parts:
-            raise InvalidArgumentError(f"{name!r} has no parts: give at least one")
+            raise _no_parts(name)
         calls: dict[str, StepCall[Any]] = {}
         for key, part in parts.items():
             if isinstance(part, StepCall):
@@ -492,3 +494,7 @@ class WorkflowStep:
             self._run, name, fn, args, returns=returns, key=key, function=function_identity(fn), depth=2
         )
         return call
+
+
+def _no_parts(name: str) -> InvalidArgumentError:
+    return InvalidArgumentError(f"{name!r} has no parts: give at least one")

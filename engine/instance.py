@@ -164,10 +164,9 @@ class Instance(Generic[R]):
         >>> rows[0].name, rows[0]["status"]
         ('fetch levels', 'completed')
         """
+        timeout_s = seconds(timeout)
         path, immutable = await self._readable()
-        rows = await self._queries.fetch(
-            path, query, bindings, timeout_s=seconds(timeout), immutable=immutable
-        )
+        rows = await self._queries.fetch(path, query, bindings, timeout_s=timeout_s, immutable=immutable)
         await self._loop.synced(self.key)  # what it wrote while the query was on its way
         if as_ is None:
             return rows
@@ -184,8 +183,8 @@ class Instance(Generic[R]):
         ...         print(row.name)
         fetch levels
         """
-        path, immutable = await self._readable()
         timeout_s = seconds(timeout)
+        path, immutable = await self._readable()
         async with self._queries.stream(
             path, query, bindings, timeout_s=timeout_s, immutable=immutable
         ) as rows:
@@ -275,6 +274,7 @@ class Instance(Generic[R]):
         await self._loop.closed(self.key)
 
     async def _command(self, act: Any, token: str | None) -> None:
+        await self._loop.at_rest(self.key)
         row = self._loop.require(self.key)
         if row.status in FINISHED and self.key not in self._loop.lives:
             path = self._loop.folder.instance(self.key)

@@ -299,6 +299,16 @@ class GameLoop:
                 act(actor)
             return
 
+    async def at_rest(self, key: Key) -> None:
+        """Return when the catalog knows how the instance's last life ended, where that is ending now.
+
+        Whoever looks at its row before that would wake an instance that has finished.
+        """
+        while (life := self.lives.get(key)) is not None and life.ending:
+            if life.stuck is not None:
+                raise life.stuck
+            await life.closed.wait()
+
     async def closed(self, key: Key) -> None:
         """Return when the instance has left memory."""
         life = self.lives.get(key)
