@@ -51,12 +51,13 @@ ENDING: Final = (None, "terminate", "expire")
 class Leaf:
     """A task that waits in a parked call, and what keeps it from hibernating, if anything."""
 
-    __slots__ = ("hindrance", "task", "wake")
+    __slots__ = ("hindrance", "scope", "task", "wake")
 
     def __init__(self, task: trio.lowlevel.Task, wake: Deadline | None, hindrance: str | None) -> None:
         self.task = task
         self.wake = wake
         self.hindrance = hindrance
+        self.scope = None if hindrance is None else trio.CancelScope()
 
 
 class Run:
@@ -111,6 +112,9 @@ class Run:
         if self.stopping is None and not self.over:
             self.stopping = why
             self._scope.cancel()
+            for leaf in self._leaves:
+                if leaf.scope is not None:  # a shield of the user's would keep the cancellation out
+                    leaf.scope.cancel()
 
     def end(self) -> None:
         """Say that the call is over. A task that it did not wait for records nothing from now on (law 8)."""
@@ -162,6 +166,8 @@ class Run:
     async def may_start(self) -> None:
         """Return when a new attempt may start: no pause and no replay is pending."""
         while not self._may_start.is_set():
+            if self.stopping is not None:
+                await self.until_cancelled()
             with self.parked(None):
                 await self._may_start.wait()
 
@@ -235,7 +241,8 @@ class Run:
         try:
             if self.running == 0:
                 self._on_quiet()
-            yield
+            with leaf.scope or contextlib.nullcontext():
+                yield
         finally:
             del self._leaves[leaf]
 
@@ -259,6 +266,8 @@ class Run:
         finally:
             if timer is not None:
                 timer.cancel()
+        if self.stopping is not None:
+            await self.until_cancelled()
 
     @property
     def kept_warm_by(self) -> str | None:
