@@ -16,7 +16,7 @@ import hashlib
 import logging
 from collections.abc import Callable, MutableMapping
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import trio
 
@@ -52,6 +52,9 @@ from perdure.storage.journal import Journal
 from perdure.storage.lifecycle import Lifecycle
 from perdure.storage.mail import Mail
 from perdure.storage.records import FINISHED, Deadline, Key, Status, Stored
+
+NAMES_SHOWN_MAX: Final = 5
+"""Steps named in the report of those that nobody asked for."""
 
 
 class _QuietLog(logging.LoggerAdapter[logging.Logger]):
@@ -222,7 +225,7 @@ class Actor:
                 if self._ending is not None:
                     run.stop(self._ending)
                 value = await self._call(run, definition)
-        except (Exception, SystemExit) as raised:
+        except (Exception, SystemExit) as raised:  # noqa: BLE001 - what run() raises is its outcome
             error = raised
         except BaseExceptionGroup as group:  # of a nursery in run()
             if group.subgroup((trio.Cancelled, KeyboardInterrupt)) is not None:
@@ -244,8 +247,9 @@ class Actor:
                 error = refused
             else:
                 return self._settle(Completed(output=stored))
-        if error is self.file.failure:
-            return Broken(error=self.file.failure)
+        failure = self.file.failure
+        if failure is not None and error is failure:
+            return Broken(error=failure)
         return self._settle(Failed(error=describe_failure(error, self._host.codec)))
 
     def _new_run(self, definition: Definition) -> Run:
@@ -283,26 +287,26 @@ class Actor:
             if call.awaited:
                 self.journal.cancel_open(at_ms=self._host.clock.wall_ms())
                 return OpenStepError(
-                    f"run() of {self.key} ended while step {call.name!r} ({code.co_filename}:{line}) was open: await every"
-                    " step inside run()"
+                    f"run() of {self.key} ended while step {call.name!r} ({code.co_filename}:{line}) was"
+                    " open: await every step inside run()"
                 )
             return ForgottenAwaitError(
-                f"step {call.name!r} of {self.key} was called and never awaited, in {code.co_filename}:{line}: write"
-                f" `await step...({call.name!r}, ...)`"
+                f"step {call.name!r} of {self.key} was called and never awaited, in"
+                f" {code.co_filename}:{line}: write `await step...({call.name!r}, ...)`"
             )
         left = [step for step in self.journal.left if step.status != "cancelled"]
         if left:
-            names = ", ".join(f"{step.kind} {step.name!r}" for step in left[:5]) + (
-                " …" if len(left) > 5 else ""
+            names = ", ".join(f"{step.kind} {step.name!r}" for step in left[:NAMES_SHOWN_MAX]) + (
+                " …" if len(left) > NAMES_SHOWN_MAX else ""
             )
             error = DivergenceError(
-                f"run() of {self.key} ended without asking for recorded steps: {names}. The code has changed since they"
-                " were recorded",
+                f"run() of {self.key} ended without asking for recorded steps: {names}. The code has changed"
+                " since they were recorded",
                 recorded=names,
                 requested="nothing",
             )
             try:
-                self._diverged("unasked", error, False)
+                self._diverged("unasked", error, serious=False)
             except DivergenceError as refused:
                 return refused
         return None
@@ -464,7 +468,7 @@ class Actor:
 
     # -- reports ---------------------------------------------------------------------------
 
-    def _diverged(self, what: str, error: DivergenceError, serious: bool) -> None:
+    def _diverged(self, what: str, error: DivergenceError, *, serious: bool) -> None:
         policy = (self._definition.on_divergence if self._definition else None) or (
             "fail" if serious else "warn"
         )

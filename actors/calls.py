@@ -29,7 +29,7 @@ T = TypeVar("T", covariant=True)
 
 def caller(depth: int) -> tuple[CodeType, int]:
     """Return the code and line that called, `depth` calls above the caller of this."""
-    frame = sys._getframe(depth + 1)  # noqa: SLF001 - for law 8, at every call; inspect.stack costs milliseconds
+    frame = sys._getframe(depth + 1)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # for law 8, at every call; inspect.stack costs milliseconds
     return frame.f_code, frame.f_lineno
 
 
@@ -95,7 +95,7 @@ class StepCall(Generic[T]):
     def answer(self, step: Step) -> T:
         """Return what a completed step answers: the decoded form of what was stored."""
         assert self.coder is not None
-        value: T = self.coder.decode(self.run.journal.output(step))  # type: ignore[assignment]  # the coder is of T
+        value: T = self.coder.decode(self.run.journal.output(step))
         return value
 
     def error(self, step: Step) -> BaseException:
@@ -110,8 +110,8 @@ class StepCall(Generic[T]):
         self.run.diverged(
             "kind",
             DivergenceError(
-                f"the journal has {self.name!r} as a {other} step, and {self.where[0].co_qualname} now asks for a"
-                f" {self.kind} step of that name: give the new step another name",
+                f"the journal has {self.name!r} as a {other} step, and {self.where[0].co_qualname} now asks"
+                f" for a {self.kind} step of that name: give the new step another name",
                 recorded=f"{other} {self.name!r} (use {self.count})",
                 requested=f"{self.kind} {self.name!r} (use {self.count})",
             ),

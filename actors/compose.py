@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Self, TypeVar, cast
 
 import msgspec
 import outcome
@@ -81,18 +81,22 @@ async def _settled(part: StepCall[Any]) -> outcome.Outcome[Any]:
     """Await a part and return what became of it; cancellation passes through."""
     try:
         return outcome.Value(await part)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - what a part raises is its outcome
         return outcome.Error(error)
 
 
-def _only(group: BaseExceptionGroup[BaseException]) -> BaseException:
+def _only(error: BaseException) -> BaseException:
     """Return what a nursery of ours raised: errors of parts never get there, so it is one thing."""
+    if not isinstance(error, BaseExceptionGroup):
+        return error
+    group = cast("BaseExceptionGroup[BaseException]", error)
     return group.exceptions[0] if len(group.exceptions) == 1 else group
 
 
 def _is_cancellation(error: BaseException) -> bool:
     if isinstance(error, BaseExceptionGroup):
-        return error.split(trio.Cancelled)[1] is None
+        group = cast("BaseExceptionGroup[BaseException]", error)
+        return all(map(_is_cancellation, group.exceptions))
     return isinstance(error, trio.Cancelled)
 
 
@@ -124,6 +128,7 @@ class RaceCall(StepCall[tuple[str, T]]):
             self.run.open_calls.pop(part, None)
 
     def answer(self, step: Step) -> tuple[str, T]:
+        """Return the winner and its result, or raise its error."""
         who = str(msgspec.json.decode(self.run.journal.output(step)))
         part = self.parts[who]
         record = part.record
@@ -138,6 +143,7 @@ class RaceCall(StepCall[tuple[str, T]]):
         return who, part.answer(record)
 
     async def perform(self) -> tuple[str, T]:
+        """Let the parts run until one has finished; record which."""
         run = self.run
         if self.record is not None and self.record.status == "cancelled":
             await run.until_cancelled()
@@ -157,10 +163,10 @@ class RaceCall(StepCall[tuple[str, T]]):
             async with trio.open_nursery(strict_exception_groups=True) as nursery:
                 for who, part in self.parts.items():
                     nursery.start_soon(compete, who, part)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - looked at, and raised again
             if step.status == "waiting" and run.stopping in ENDING and _is_cancellation(error):
                 run.journal.end(step, "cancelled", at_ms=run.host.clock.wall_ms(), error=None)
-            raise (_only(error) if isinstance(error, BaseExceptionGroup) else error) from None
+            raise _only(error) from None
         await run.recorded()
         who, result = decided[0]
         value: T = result.unwrap()
@@ -184,7 +190,7 @@ class DeadlineCall(StepCall[bool], AbstractAsyncContextManager["DeadlineCall"]):
     def __await__(self) -> Generator[Any, Any, bool]:
         raise WorkflowCodeError(f"write `async with step.move_on_after({self.name!r}, ...)`, without await")
 
-    async def __aenter__(self) -> DeadlineCall:
+    async def __aenter__(self) -> Self:
         run = self.run
         self.awaited = True
         await run.admit()
@@ -213,7 +219,7 @@ class DeadlineCall(StepCall[bool], AbstractAsyncContextManager["DeadlineCall"]):
         self._scope.cancel()
 
     def _expire_again(self) -> None:
-        """It struck in an earlier run: strike where the body asks for what it did not get then."""
+        """Strike, as in an earlier run, where the body asks for what it did not get then."""
         self.expired = True
         EXPIRED.set((*EXPIRED.get(), self._scope))
         self._timer = self.run.host.timers.at(deadline_in(self.run.host.clock, 0.1), self._scope.cancel)

@@ -16,8 +16,8 @@ from __future__ import annotations
 import functools
 import time
 import warnings
-from collections.abc import Callable
-from typing import Any, Final, TypeVar
+from collections.abc import Callable, Generator
+from typing import Any, Final, TypeVar, cast
 
 import trio
 
@@ -41,6 +41,7 @@ from perdure.errors import (
 from perdure.limits import INPUT_BYTES_INLINE_MAX
 from perdure.storage.failure import describe_failure
 from perdure.storage.journal import Step
+from perdure.storage.records import AttemptOutcome
 
 T = TypeVar("T")
 
@@ -64,23 +65,43 @@ class DoCall(StepCall[T]):
     __slots__ = ("args", "callee", "config", "digest", "fn", "input")
 
     def __init__(
-        self, run: Run, name: str, fn: Callable[..., Any], args: tuple[Any, ...], *, callee: Callee, config: StepConfig,
-        returns: object, key: object, depth: int,
-    ) -> None:  # fmt: skip
+        self,
+        run: Run,
+        name: str,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        *,
+        callee: Callee,
+        config: StepConfig,
+        returns: object,
+        key: object,
+        depth: int,
+    ) -> None:
+        coder = run.host.codec.coder(callee.returns if returns is None else returns)  # may refuse: comes first
         super().__init__(run, "do", name, key=key, function=callee.identity, depth=depth + 1)
         self.fn = fn
         self.args = args
         self.callee = callee
         self.config = config
-        self.coder = run.host.codec.coder(callee.returns if returns is None else returns)
+        self.coder = coder
         self.input: str | None = None
         self.digest: str | None = None
         if args:
             self.input, self.digest = run.host.codec.describe_input(args, bytes_max=INPUT_BYTES_INLINE_MAX)
-            if self.record is not None and self.record.input_digest not in (None, self.digest):
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        """Look at the arguments first; a part of a decided race is not awaited, and may differ (law 11)."""
+        record = self.record
+        if self.args and record is not None and record.input_digest not in (None, self.digest):
+            try:
                 self._report_changed_arguments()
+            except DivergenceError:
+                self.run.open_calls.pop(self, None)
+                raise
+        return super().__await__()
 
     async def perform(self) -> T:
+        """Attempt until one attempt succeeds or the last one has failed."""
         step = self.record
         if step is not None:
             step = await self._resume(step)
@@ -118,12 +139,12 @@ class DoCall(StepCall[T]):
             raise
 
     def _lost(self, step: Step) -> None:
-        """The process died in this attempt: it counts, and its successor starts at once (law 4)."""
+        """Record that the process died in this attempt: it counts, and the next starts at once (law 4)."""
         at_ms = self.run.host.clock.wall_ms()
         if step.counted > self.config.retries.limit:
             error = StepLostError(
-                f"the process died during attempt {step.attempt} of step {self.name!r}, the last one allowed; nobody"
-                " knows how far it got. Allow retries for steps that may run again",
+                f"the process died during attempt {step.attempt} of step {self.name!r}, the last one allowed;"
+                " nobody knows how far it got. Allow retries for steps that may run again",
                 step=self.name,
                 attempt=step.attempt,
             )
@@ -179,7 +200,7 @@ class DoCall(StepCall[T]):
         await run.recorded()
         if step.status == "failed":
             raise self.error(step)
-        return again  # type: ignore[return-value]  # the decoded value, of type T
+        return again
 
     async def _call(self, step: Step) -> Any:
         """Run the function once, under its timeout."""
@@ -188,6 +209,7 @@ class DoCall(StepCall[T]):
         args, keywords = self.callee.arguments(self.args, context)
         fn = functools.partial(self.fn, **keywords) if keywords else self.fn
         token = CURRENT.set(context)
+        value: Any = None
         try:
             with trio.CancelScope(deadline=trio.current_time() + timeout_s) as scope:
                 if self.callee.kind == "plain":
@@ -198,7 +220,8 @@ class DoCall(StepCall[T]):
             CURRENT.reset(token)
         if scope.cancelled_caught:
             raise StepTimeoutError(
-                f"attempt {step.attempt} of step {self.name!r} took longer than its timeout of {timeout_s:g} s",
+                f"attempt {step.attempt} of step {self.name!r} took longer than its timeout of"
+                f" {timeout_s:g} s",
                 step=self.name,
                 attempt=step.attempt,
             )
@@ -211,8 +234,8 @@ class DoCall(StepCall[T]):
 
         def overdue() -> None:
             context.log.warning(
-                "the plain function of step %r is overdue: it has run for longer than its timeout of %g s and cannot be"
-                " stopped; use perdure.process_step to have it killed in time",
+                "the plain function of step %r is overdue: it has run for longer than its timeout of %g s"
+                " and cannot be stopped; use perdure.process_step to have it killed in time",
                 self.name,
                 timeout_s,
             )
@@ -263,6 +286,7 @@ class DoCall(StepCall[T]):
             and not isinstance(error, FINAL_ERRORS)
             and not _is_group_of_final(error)
         ):
+            base_s = 0.0
             try:
                 context = self._context(step, 0.0)
                 with trio.CancelScope(shield=True):  # how the attempt ended is still to be recorded
@@ -273,7 +297,7 @@ class DoCall(StepCall[T]):
                 final = broken
             else:
                 delay_s = backoff_delay_s(retries, step.attempt, base_s, run.host.clock.random)
-                outcome = "timeout" if isinstance(error, StepTimeoutError) else "failed"
+                outcome: AttemptOutcome = "timeout" if isinstance(error, StepTimeoutError) else "failed"
                 text = self._describe(step, error)
                 at_ms = run.host.clock.wall_ms()
                 run.journal.attempt_ended(step, outcome, at_ms=at_ms, error=text)
@@ -312,7 +336,8 @@ class DoCall(StepCall[T]):
         run = self.run
         if self.config.retries.limit == 0:
             error = StepLostError(
-                f"attempt {step.attempt} of step {self.name!r} was interrupted by a shutdown, and limit=0 allows no other",
+                f"attempt {step.attempt} of step {self.name!r} was interrupted by a shutdown, and limit=0"
+                " allows no other",
                 step=self.name,
                 attempt=step.attempt,
             )
@@ -334,8 +359,8 @@ class DoCall(StepCall[T]):
         self.run.diverged(
             "arguments",
             DivergenceError(
-                f"step {self.name!r} is recorded with other arguments than run() gives it now; its recorded result is"
-                " used",
+                f"step {self.name!r} is recorded with other arguments than run() gives it now; its recorded"
+                " result is used",
                 recorded=f"input digest {self.record.input_digest if self.record else None}",
                 requested=f"input digest {self.digest}",
             ),
@@ -346,8 +371,8 @@ class DoCall(StepCall[T]):
         _, digest = self.run.host.codec.describe_input(self.args, bytes_max=INPUT_BYTES_INLINE_MAX)
         if digest != self.digest:
             text = (
-                f"step {self.name!r} of {self.run.key} changed an argument in place; no replay will repeat that: return"
-                " the new value from the step instead"
+                f"step {self.name!r} of {self.run.key} changed an argument in place; no replay will repeat"
+                " that: return the new value from the step instead"
             )
             self.run.log.warning("%s", text)
             warnings.warn(text, PerdureWarning, stacklevel=2)
@@ -355,7 +380,7 @@ class DoCall(StepCall[T]):
 
 def _is_group_of_final(error: BaseException) -> bool:
     """Whether a group, as a nursery in a step function raises it, holds an error that ends retries."""
-    return (
-        isinstance(error, BaseExceptionGroup)
-        and error.subgroup(lambda e: isinstance(e, FINAL_ERRORS)) is not None
-    )
+    if not isinstance(error, BaseExceptionGroup):
+        return False
+    group = cast("BaseExceptionGroup[BaseException]", error)
+    return group.subgroup(FINAL_ERRORS) is not None

@@ -39,11 +39,11 @@ class Clock(Protocol):
         ...
 
     def random(self) -> float:
-        """A random number from 0 up to 1."""
+        """Return a random number from 0 up to 1."""
         ...
 
     def random_bits(self, bits: int) -> int:
-        """A random whole number of that many bits."""
+        """Return a random whole number of that many bits."""
         ...
 
 

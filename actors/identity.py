@@ -66,8 +66,8 @@ class Names:
         if task is self._root:
             return frozenset()
         nurseries: set[trio.Nursery] = set()
-        at: trio.lowlevel.Task | None = task
-        while at is not None and at is not self._root:
+        at = task
+        while at is not self._root:
             parent = at.parent_nursery
             if parent is None:
                 break

@@ -36,6 +36,7 @@ class ValueCall(StepCall[T]):
         self.coder = run.host.codec.coder(returns)
 
     async def perform(self) -> T:
+        """Draw the value and record it."""
         run = self.run
         assert self.coder is not None
         stored, decoded = self.coder.record(self.draw())
@@ -53,15 +54,25 @@ class TransactionCall(StepCall[T]):
     __slots__ = ("args", "fn")
 
     def __init__(
-        self, run: Run, name: str, fn: Callable[..., T], args: tuple[Any, ...], *, returns: object, key: object,
-        function: object, depth: int,
-    ) -> None:  # fmt: skip
+        self,
+        run: Run,
+        name: str,
+        fn: Callable[..., T],
+        args: tuple[Any, ...],
+        *,
+        returns: object,
+        key: object,
+        function: object,
+        depth: int,
+    ) -> None:
+        coder = run.host.codec.coder(return_annotation(fn) if returns is None else returns)  # may refuse
         super().__init__(run, "transaction", name, key=key, function=function, depth=depth + 1)
         self.fn = fn
         self.args = args
-        self.coder = run.host.codec.coder(return_annotation(fn) if returns is None else returns)
+        self.coder = coder
 
     async def perform(self) -> T:
+        """Run the function and record the step in one transaction."""
         run = self.run
         assert self.coder is not None
         if self.record is not None:
@@ -78,9 +89,16 @@ class TransactionCall(StepCall[T]):
             with sql.savepoint():
                 stored, decoded = self.coder.record(self.fn(sql, *self.args))
                 run.journal.add_finished(
-                    "transaction", self.name, self.count, at_ms=run.host.clock.wall_ms(), started_at_ms=started_ms,
-                    attempts=1, output=stored, input_text=text, input_digest=digest,
-                )  # fmt: skip
+                    "transaction",
+                    self.name,
+                    self.count,
+                    at_ms=run.host.clock.wall_ms(),
+                    started_at_ms=started_ms,
+                    attempts=1,
+                    output=stored,
+                    input_text=text,
+                    input_digest=digest,
+                )
         except Exception as error:
             if run.file.failure is not None:
                 raise run.file.failure from error

@@ -105,7 +105,7 @@ class Mailbox:
             try:
                 if wait.where(event.payload if event.payload is not None else "null"):
                     return step
-            except Exception as error:  # the user's predicate: its wait fails with it
+            except Exception as error:  # noqa: BLE001 - the user's predicate: its wait fails with it
                 wait.error = error
                 wait.arrived.set()
         return None

@@ -19,10 +19,10 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextvars import ContextVar
 from types import FrameType
-from typing import Any, Final, Literal, NoReturn, cast
+from typing import Any, Final, Literal, NoReturn, Protocol, cast
 
 import trio
 
@@ -48,6 +48,14 @@ ENDING: Final = (None, "terminate", "expire")
 """Whether a cancelled call is over for good: by the user's own scope (None), or with the instance."""
 
 
+class Report(Protocol):
+    """What is called with a divergence: what differs, the error that says so, and whether it is serious."""
+
+    def __call__(self, what: str, error: DivergenceError, /, *, serious: bool) -> None:
+        """Report it, or raise the error, as the workflow's policy says."""
+        ...
+
+
 class Leaf:
     """A task that waits in a parked call, and what keeps it from hibernating, if anything."""
 
@@ -69,11 +77,20 @@ class Run:
     """
 
     def __init__(
-        self, *, key: Key, file: InstanceFile, journal: Journal, mailbox: Mailbox, host: Host, library: Library,
-        incarnation: int, log: logging.LoggerAdapter[logging.Logger],
-        on_divergence: Callable[[str, DivergenceError, bool], None], on_quiet: Callable[[], None],
+        self,
+        *,
+        key: Key,
+        file: InstanceFile,
+        journal: Journal,
+        mailbox: Mailbox,
+        host: Host,
+        library: Library,
+        incarnation: int,
+        log: logging.LoggerAdapter[logging.Logger],
+        on_divergence: Report,
+        on_quiet: Callable[[], None],
         on_overdue: Callable[[], None],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.key = key
         self.file = file
         self.journal = journal
@@ -150,8 +167,8 @@ class Run:
         context = CURRENT.get(None)
         if context is not None:
             raise WorkflowCodeError(
-                f"step {name!r} was called inside the step function of {context.step.name!r}: steps do not nest; call"
-                " it from run(), or call the plain function"
+                f"step {name!r} was called inside the step function of {context.step.name!r}: steps do not"
+                " nest; call it from run(), or call the plain function"
             )
         if self.over:
             raise WorkflowCodeError(f"step {name!r} was called after run() of {self.key} had ended")
@@ -222,19 +239,19 @@ class Run:
                 await self.until_cancelled()
 
     async def broke(self, error: Exception) -> None:
-        """The file failed under a call: reset the actor by stopping the run."""
+        """Reset the actor by stopping the run: the file has failed under a call."""
         self.log.error("%s", error)
         self.stop("broken")
         await self.until_cancelled()
 
     def diverged(self, what: str, error: DivergenceError, *, serious: bool) -> None:
         """Report a divergence; raises `error` where the workflow's policy says so."""
-        self._on_divergence(what, error, serious)
+        self._on_divergence(what, error, serious=serious)
 
     # -- parking ---------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def parked(self, wake: Deadline | None) -> Iterator[None]:
+    def parked(self, wake: Deadline | None) -> Generator[None]:
         """Mark the calling task as parked until `wake`, or for an event, while inside."""
         leaf = Leaf(trio.lowlevel.current_task(), wake, self._hindrance())
         self._leaves[leaf] = None
@@ -301,7 +318,9 @@ class _Ended:
         self._key = key
 
     def __getattr__(self, name: str) -> NoReturn:
-        raise WorkflowCodeError(f"a step of {self._key} ended after run() had ended: await every step in run()")
+        raise WorkflowCodeError(
+            f"a step of {self._key} ended after run() had ended: await every step in run()"
+        )
 
 
 def _leaf_tasks(task: trio.lowlevel.Task) -> Iterator[trio.lowlevel.Task]:

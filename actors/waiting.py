@@ -51,9 +51,11 @@ class SleepCall(StepCall[None]):
         self.until_ms = until_ms
 
     def answer(self, step: Step) -> None:
-        return None
+        """Answer nothing: a sleep has no result."""
+        del step
 
     async def perform(self) -> None:
+        """Wait for what is left of it."""
         run = self.run
         step = self.record
         if step is None:
@@ -85,7 +87,7 @@ class SleepCall(StepCall[None]):
         return deadline_in(self.run.host.clock, self.seconds)
 
     def _detail(self) -> str:
-        """What was asked for. `until` keeps a pause from moving a deadline that follows the wall clock."""
+        """Return what was asked for. `until`: a pause must not move what follows the wall clock."""
         if self.until_ms is not None:
             return '{"until":1}'
         return f'{{"seconds":{self.seconds}}}'
@@ -97,16 +99,25 @@ class EventCall(StepCall[StepEvent[T]]):
     __slots__ = ("timeout_s", "type", "where_decoded")
 
     def __init__(
-        self, run: Run, name: str, *, type_: str, timeout_s: float | None, where: Callable[[Any], bool] | None,
-        returns: object, depth: int,
-    ) -> None:  # fmt: skip
+        self,
+        run: Run,
+        name: str,
+        *,
+        type_: str,
+        timeout_s: float | None,
+        where: Callable[[Any], bool] | None,
+        returns: object,
+        depth: int,
+    ) -> None:
+        coder = run.host.codec.coder(returns)  # may refuse: comes first
         super().__init__(run, "event", name, depth=depth + 1)
         self.type = type_
         self.timeout_s = timeout_s
         self.where_decoded = where
-        self.coder = run.host.codec.coder(returns)
+        self.coder = coder
 
     def answer(self, step: Step) -> StepEvent[T]:
+        """Return the event that was delivered."""
         assert self.coder is not None
         detail = delivered(step)
         received = datetime.fromtimestamp((detail.received_at_ms or 0) / 1000, UTC)
@@ -114,6 +125,7 @@ class EventCall(StepCall[StepEvent[T]]):
         return StepEvent(payload=payload, timestamp=received, type=detail.type)
 
     async def perform(self) -> StepEvent[T]:
+        """Wait for an event or for the deadline."""
         run = self.run
         step = self.record
         if step is None:
@@ -134,7 +146,7 @@ class EventCall(StepCall[StepEvent[T]]):
         elif step.status == "waiting":
             self._fail(step, self._timed_out())
         await run.recorded()
-        if step.status == "failed":
+        if step.error is not None:
             raise self.error(step)
         return self.answer(step)
 

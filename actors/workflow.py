@@ -15,7 +15,7 @@ import inspect
 import typing
 from collections.abc import Callable
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, get_args, get_origin
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeGuard, get_args, get_origin
 
 import msgspec
 
@@ -108,23 +108,24 @@ class Definition(msgspec.Struct, frozen=True, kw_only=True):
     step_library: StepLibrary
 
 
-class _HasRun(Protocol):
-    run: Callable[..., Any]
+def is_workflow(value: object) -> TypeGuard[type[WorkflowEntrypoint[Any]]]:
+    """Tell whether this is a workflow class."""
+    return isinstance(value, type) and issubclass(value, WorkflowEntrypoint)
 
 
 @functools.lru_cache(maxsize=4096)
-def define(cls: type) -> Definition:
+def define(cls: Any) -> Definition:
     """Read a workflow class. Raises `InvalidArgumentError` where it is not one, saying why."""
-    if not (isinstance(cls, type) and issubclass(cls, WorkflowEntrypoint)):  # pyright: ignore[reportUnnecessaryIsInstance]  # users pass anything
+    if not is_workflow(cls):
         raise InvalidArgumentError(f"{cls!r} is not a workflow: subclass perdure.WorkflowEntrypoint")
-    run = cls.__dict__.get("run") or getattr(cls, "run", None)
+    run: Any = getattr(cls, "run", None)
     if run is None:
         raise InvalidArgumentError(
             f"{cls.__qualname__} has no run(): write `async def run(self, event, step)`"
         )
     if not inspect.iscoroutinefunction(run):
         raise InvalidArgumentError(f"{cls.__qualname__}.run must be `async def run(self, event, step)`")
-    if len(inspect.signature(run).parameters) != 3:
+    if len(inspect.signature(run).parameters) != len(("self", "event", "step")):
         raise InvalidArgumentError(
             f"{cls.__qualname__}.run takes {inspect.signature(run)}; it must take (self, event, step)"
         )
@@ -133,19 +134,26 @@ def define(cls: type) -> Definition:
     for attribute, allowed in (("on_divergence", OnDivergence), ("step_library", StepLibrary)):
         if getattr(cls, attribute) not in (*get_args(allowed), None):
             raise InvalidArgumentError(
-                f"{cls.__qualname__}.{attribute} is {getattr(cls, attribute)!r}; it must be one of {get_args(allowed)}"
+                f"{cls.__qualname__}.{attribute} is {getattr(cls, attribute)!r}; it must be one of"
+                f" {get_args(allowed)}"
             )
     params, result, has_params = _annotations(run)
     return Definition(
-        cls=cls, name=name, version=cls.version, params=params, result=result, has_params=has_params,
-        on_divergence=cls.on_divergence, step_library=cls.step_library,
-    )  # fmt: skip
+        cls=cls,
+        name=name,
+        version=cls.version,
+        params=params,
+        result=result,
+        has_params=has_params,
+        on_divergence=cls.on_divergence,
+        step_library=cls.step_library,
+    )
 
 
 def _annotations(run: Callable[..., Any]) -> tuple[Any, Any, bool]:
     try:
         hints = typing.get_type_hints(run, include_extras=True)
-    except Exception:  # an annotation that only a type checker can resolve
+    except Exception:  # noqa: BLE001 - an annotation that only a type checker can resolve
         return Any, Any, False
     event_parameter = list(inspect.signature(run).parameters)[1]
     event = hints.get(event_parameter)

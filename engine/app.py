@@ -9,13 +9,13 @@ import contextlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
-from perdure.actors.workflow import Definition, WorkflowEntrypoint, define
+from perdure.actors.workflow import Definition, define, is_workflow
 from perdure.errors import InvalidArgumentError, PerdureError, UnknownWorkflowError
 from perdure.limits import Limits
 from perdure.storage.codec import TypeHook
@@ -47,15 +47,16 @@ class App:
             known = self.definitions.get(definition.name)
             if known is not None and known.cls is not cls:
                 raise InvalidArgumentError(
-                    f"two workflows are called {definition.name!r}: {known.cls.__module__}.{known.cls.__qualname__} and"
+                    f"two workflows are called {definition.name!r}: {known.cls.__module__}."
+                    f"{known.cls.__qualname__} and"
                     f" {cls.__module__}.{cls.__qualname__}; give one of them a class attribute `name`"
                 )
             folded = {name.casefold(): name for name in self.definitions}
             other = folded.get(definition.name.casefold(), definition.name)
             if other != definition.name:
                 raise InvalidArgumentError(
-                    f"the workflows {other!r} and {definition.name!r} differ in case alone, and their folders would be one on"
-                    " some file systems: give one of them a class attribute `name`"
+                    f"the workflows {other!r} and {definition.name!r} differ in case alone, and their folders"
+                    " would be one on some file systems: give one of them a class attribute `name`"
                 )
             self.definitions[definition.name] = definition
 
@@ -84,17 +85,15 @@ class App:
         return App([*own, *more], env=self.env, limits=self.limits, hooks=self.hooks)
 
     @contextlib.asynccontextmanager
-    async def open_env(self) -> AsyncIterator[Any]:
+    async def open_env(self) -> AsyncGenerator[Any]:
         """Enter the environment, where it is a function, and yield what workflows see as `self.env`."""
         env = self.env
         if callable(env) and not isinstance(env, type):
             env = env()
             if inspect.isawaitable(env):
                 env = await env
-        if isinstance(env, AbstractAsyncContextManager) or (
-            hasattr(env, "__aenter__") and hasattr(env, "__aexit__")
-        ):
-            async with env as entered:
+        if hasattr(env, "__aenter__") and hasattr(env, "__aexit__"):
+            async with cast("AbstractAsyncContextManager[Any]", env) as entered:
                 yield entered
         else:
             yield env
@@ -110,15 +109,15 @@ def load_app(file: str | Path) -> App:
     app = getattr(module, "app", None)
     if isinstance(app, App):
         return app
-    classes = [
+    classes: list[type] = [
         value
         for value in vars(module).values()
-        if isinstance(value, type) and issubclass(value, WorkflowEntrypoint) and value.__module__ == module.__name__
-        and "run" in vars(value)
-    ]  # fmt: skip
+        if is_workflow(value) and value.__module__ == module.__name__ and "run" in vars(value)
+    ]
     if not classes:
         raise PerdureError(
-            f"{file} defines no workflow: write `class Hello(perdure.WorkflowEntrypoint)` in it, or `app = perdure.App(...)`"
+            f"{file} defines no workflow: write `class Hello(perdure.WorkflowEntrypoint)` in it, or"
+            " `app = perdure.App(...)`"
         )
     return App(classes)
 

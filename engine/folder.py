@@ -49,7 +49,7 @@ class StateFolder:
         return Path(tempfile.gettempdir()) / f"perdure-{digest}.sock"
 
     def instance(self, key: Key) -> Path:
-        """The file of one instance."""
+        """Return the path of an instance's file."""
         return self.root / folder_name(key.workflow) / f"{file_stem(key.id)}.sqlite"
 
     def exists(self) -> bool:
@@ -60,8 +60,8 @@ class StateFolder:
         """Raise `StateUnusableError` where this is no state folder yet."""
         if not self.exists():
             raise StateUnusableError(
-                f"there is no state in {self.root}: run a workflow first, or name the folder with --state DIR or"
-                " $PERDURE_STATE",
+                f"there is no state in {self.root}: run a workflow first, or name the folder with --state DIR"
+                " or $PERDURE_STATE",
                 path=str(self.root),
             )
 
@@ -77,13 +77,14 @@ class StateFolder:
             self.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StateUnusableError(
-                f"the state folder {self.root} cannot be made: {error.strerror}; choose another with --state DIR",
+                f"the state folder {self.root} cannot be made: {error.strerror}; choose another with"
+                " --state DIR",
                 path=str(self.root),
             ) from error
         if not os.access(self.root, os.W_OK | os.X_OK):
             raise StateUnusableError(
-                f"the state folder {self.root} is read-only for this user: change its permissions or choose another with"
-                " --state DIR",
+                f"the state folder {self.root} is read-only for this user: change its permissions or choose"
+                " another with --state DIR",
                 path=str(self.root),
             )
 
@@ -100,8 +101,8 @@ class StateFolder:
             ) from error
         if names - {LOCK, ".gitignore"} and CATALOG not in names:
             raise StateUnusableError(
-                f"{self.root} holds other files and no {CATALOG}, so it is not a state folder of Perdure: choose an empty"
-                " or new folder. (If its catalog was lost, `perdure repair` rebuilds it.)",
+                f"{self.root} holds other files and no {CATALOG}, so it is not a state folder of Perdure:"
+                " choose an empty or new folder. (If its catalog was lost, `perdure repair` rebuilds it.)",
                 path=str(self.root),
             )
 
@@ -112,7 +113,7 @@ class StateFolder:
         kind = network_file_system(existing)
         if kind is not None:
             raise StateUnusableError(
-                f"{self.root} is on a network file system ({kind}), where SQLite's write-ahead log does not work: choose a"
-                " folder on a local disk",
+                f"{self.root} is on a network file system ({kind}), where SQLite's write-ahead log does not"
+                " work: choose a folder on a local disk",
                 path=str(self.root),
             )

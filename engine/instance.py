@@ -7,7 +7,7 @@ any number of its stretches in memory.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar, overload
@@ -250,7 +250,13 @@ class Instance(Generic[R]):
 
     # -- commanding ------------------------------------------------------------------------
 
-    async def send_event(self, type: str, payload: Any = None, *, token: str | None = None) -> None:
+    async def send_event(
+        self,
+        type: str,  # noqa: A002 - the word that events have everywhere
+        payload: Any = None,
+        *,
+        token: str | None = None,
+    ) -> None:
         """Send an event. It is acknowledged by returning, once it stands durably in the instance's file.
 
         `token`, where given, makes sending it again harmless. Raises `InstanceFinishedError`,
@@ -273,7 +279,7 @@ class Instance(Generic[R]):
         await self._command(lambda actor: actor.terminate(who=who, token=token), token)
         await self._loop.closed(self.key)
 
-    async def _command(self, act: Any, token: str | None) -> None:
+    async def _command(self, act: Callable[[Actor], None], token: str | None) -> None:
         await self._loop.at_rest(self.key)
         row = self._loop.require(self.key)
         if row.status in FINISHED and self.key not in self._loop.lives:
@@ -281,9 +287,10 @@ class Instance(Generic[R]):
             if token is not None and await trio.to_thread.run_sync(peek_token, path, token):
                 return  # it was carried out, and its reply was lost with an earlier owner
             raise InstanceFinishedError(
-                f"{self.key} has finished ({row.status}): nothing can reach it any more", workflow=self.key.workflow,
+                f"{self.key} has finished ({row.status}): nothing can reach it any more",
+                workflow=self.key.workflow,
                 instance_id=self.key.id,
-            )  # fmt: skip
+            )
         await self._loop.command(self.key, act)
 
     # -- inside ----------------------------------------------------------------------------
@@ -364,7 +371,7 @@ def _status(
         status=status,
         reason=reason,
         error=None if error is None else ": ".join(failure_summary(error)),
-        created_at=_time(times.created_at_ms) or datetime.now(UTC),
+        created_at=datetime.fromtimestamp(times.created_at_ms / 1000, UTC),
         started_at=_time(times.started_at_ms),
         ended_at=_time(times.ended_at_ms),
         wake_at=_time(wake_ms),

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Any, Final, Protocol
 
 import trio
@@ -68,11 +68,11 @@ class Owner(Protocol):
     env: Any
 
     def quiet(self, actor: Actor) -> None:
-        """All of the actor is parked."""
+        """Note that all of the actor is parked."""
         ...
 
     def announce(self, key: Key, outcome: Outcome) -> None:
-        """The outcome is durable."""
+        """Tell those who wait: the outcome is durable."""
         ...
 
 
@@ -152,7 +152,8 @@ class Life:
         crashes_max = owner.host.limits.crashes_max * (2 if self.actor.was_waiting else 1)
         if row.crashes >= crashes_max and self.actor.lifecycle.state.status not in FINISHED:
             self.actor.declare_dead(
-                f"its process died {row.crashes} times in a row with nothing recorded between; `resume` tries it again"
+                f"its process died {row.crashes} times in a row with nothing recorded between; `resume` tries"
+                " it again"
             )
         if self._shutting_down:
             self.actor.shut_down()
@@ -214,10 +215,16 @@ class Life:
             state = actor.lifecycle.state
             await self._tell(
                 lambda catalog: catalog.settle(
-                    key, status, reason=reason, started_at_ms=state.started_at_ms, ended_at_ms=state.ended_at_ms,
-                    wake=wake, until_ms=until_ms, version=state.version,
+                    key,
+                    status,
+                    reason=reason,
+                    started_at_ms=state.started_at_ms,
+                    ended_at_ms=state.ended_at_ms,
+                    wake=wake,
+                    until_ms=until_ms,
+                    version=state.version,
                 )
-            )  # fmt: skip
+            )
 
     def _summary(self, outcome: AtRest, actor: Actor) -> tuple[Status, str | None, Deadline | None]:
         clock = self._owner.host.clock
@@ -253,7 +260,7 @@ class Life:
             await self._reset(error)
 
     async def _reset(self, error: Exception) -> None:
-        """Have the instance go on from its last commit after a rest, or never where its file cannot be read."""
+        """Have the instance go on from its last commit after a rest; never where its file cannot be read."""
         limits, key = self._owner.host.limits, self.key
         if isinstance(error, InstanceDamagedError | StateVersionError):
             logger.error("%s is parked: %s", key, error)
@@ -273,7 +280,7 @@ class Life:
         await self._tell(lambda catalog: catalog.bury(key, reason=reason))
 
     async def _tell(self, operation: Callable[[Catalog], None]) -> None:
-        """Write to the catalog; where that fails, again after a rest, until it is done or the runtime ends."""
+        """Write to the catalog; where that fails, again after a rest, until done or the runtime ends."""
         host = self._owner.host
         while True:
             try:
@@ -299,13 +306,13 @@ class Life:
         await self._owner.host.gate.release(file)
         try:
             await trio.to_thread.run_sync(file.close)
-        except Exception as error:  # a failed checkpoint leaves the WAL, which the next owner reads
+        except Exception as error:  # noqa: BLE001 - a failed checkpoint leaves the WAL to the next owner
             logger.error("%s was not closed cleanly: %s", self.key, error)
 
     # -- commands --------------------------------------------------------------------------
 
     @contextlib.asynccontextmanager
-    async def use(self) -> AsyncIterator[Actor]:
+    async def use(self) -> AsyncGenerator[Actor]:
         """Yield the actor with its file open; what is written inside is durable on leaving.
 
         Raises the error with which opening failed. Only while not `ending`.

@@ -44,9 +44,18 @@ class GameLoop:
     """All instances of one process. `run` serves in a task; the rest is called by the runtime."""
 
     def __init__(
-        self, *, folder: StateFolder, app: App, disk: Disk, durability: Durability, host: Host, catalog: Catalog,
-        writer: CatalogWriter, worker: int, env: Any,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        folder: StateFolder,
+        app: App,
+        disk: Disk,
+        durability: Durability,
+        host: Host,
+        catalog: Catalog,
+        writer: CatalogWriter,
+        worker: int,
+        env: Any,
+    ) -> None:
         self.folder = folder
         self.app = app
         self.disk = disk
@@ -129,7 +138,7 @@ class GameLoop:
         return len(fresh)
 
     def _room(self) -> int:
-        """Return how many more instances may become warm; asks parked ones to make way where there is none."""
+        """Return how many more instances may become warm; where none may, parked ones are to make way."""
         limits = self.host.limits
         room = limits.warm_max - len(self.lives)
         if room <= 0:
@@ -252,7 +261,7 @@ class GameLoop:
                 event.set()
 
     def committed(self, file: InstanceFile) -> None:
-        """A file was committed: those who follow the instance look again."""
+        """Have those who follow an instance look again: its file was committed."""
         key = file.owner
         if isinstance(key, Key):
             event = self._changes.pop(key, None)
@@ -275,7 +284,7 @@ class GameLoop:
             logger.warning("the catalog could not be told that %s recovered: %s", key, error)
 
     def failed(self, file: InstanceFile, _error: Exception) -> None:
-        """A file's commit or sync failed: reset its actor."""
+        """Reset an actor: its file's commit or sync failed."""
         if isinstance(file.owner, Key):
             life = self.lives.get(file.owner)
             if life is not None and life.actor is not None:

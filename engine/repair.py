@@ -270,7 +270,9 @@ class _Repair:
 def _dead(row: CatalogRow, why: str) -> CatalogRow:
     """Return the row of an instance that must not be touched before a person has seen to its file."""
     reason = f"its file is damaged: {why}"
-    return replace(row, status="dead", reason=reason, open=0, wake_at_ms=None, wake_boot_ms=None, until_at_ms=None)
+    return replace(
+        row, status="dead", reason=reason, open=0, wake_at_ms=None, wake_boot_ms=None, until_at_ms=None
+    )
 
 
 def _differs(row: CatalogRow, truth: CatalogRow, state: InstanceState) -> bool:

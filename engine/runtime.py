@@ -12,10 +12,10 @@ import contextlib
 import hashlib
 import logging
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final, Literal, Protocol, TypedDict, TypeVar, Unpack, overload
+from typing import Any, Final, Literal, Protocol, TypedDict, TypeVar, Unpack, cast, overload
 
 import msgspec
 import trio
@@ -199,11 +199,16 @@ class Runtime:
                 raise InvalidArgumentError("the payload of create(event=...) must be a JSON value")
             event_payload = encoded
         return Birth(
-            workflow=definition.name, id=id_, incarnation=host.clock.random_bits(62), created_at_ms=host.clock.wall_ms(),
-            version=definition.version, tags=None if tags is None else msgspec.json.encode(list(tags)).decode(),
-            event_type=None if event is None else event[0], event_payload=event_payload,
+            workflow=definition.name,
+            id=id_,
+            incarnation=host.clock.random_bits(62),
+            created_at_ms=host.clock.wall_ms(),
+            version=definition.version,
+            tags=None if tags is None else msgspec.json.encode(list(tags)).decode(),
+            event_type=None if event is None else event[0],
+            event_payload=event_payload,
             timeout=None if timeout is None else deadline_in(host.clock, seconds(timeout)),
-        ), stored  # fmt: skip
+        ), stored
 
     async def _add(self, birth: Birth, stored: Any, start_at_ms: int | None, *, replace: bool) -> None:
         loop = self._loop
@@ -228,7 +233,7 @@ class Runtime:
     @overload
     async def get(self, cls: str, id: str) -> Instance[Any]: ...
 
-    async def get(self, cls: Any, id: str) -> Instance[Any]:
+    async def get(self, cls: Any, id: str) -> Instance[Any]:  # noqa: A002 - as in create
         """Return the handle of an instance that exists. Raises `InstanceNotFoundError`.
 
         >>> await runtime.get(Tides, "brest")
@@ -281,9 +286,13 @@ class Runtime:
         loop = self._loop
         functions = loop.host.functions.statistics()
         return not (
-            loop.busy or loop.host.gate.busy or loop.writer.busy or functions.threads_busy or functions.asyncio_busy
+            loop.busy
+            or loop.host.gate.busy
+            or loop.writer.busy
+            or functions.threads_busy
+            or functions.asyncio_busy
             or self.queries.statistics().threads_busy
-        )  # fmt: skip
+        )
 
     def statistics(self) -> RuntimeStatistics:
         """Return the counters of all parts."""
@@ -297,10 +306,20 @@ class Runtime:
 
 @contextlib.asynccontextmanager
 async def open_runtime(
-    path: str | os.PathLike[str], app: App | None = None, *, workflows: Sequence[type] = (), objects: Sequence[type] = (),
-    env: Any = None, durability: Durability = "full", replay: Replay = "warm", workers: int = 1,
-    limits: Limits | None = None, clock: WaitingClock | None = None, disk: Disk | None = None, asyncio_loop: Any = None,
-) -> AsyncIterator[Runtime]:  # fmt: skip
+    path: str | os.PathLike[str],
+    app: App | None = None,
+    *,
+    workflows: Sequence[type] = (),
+    objects: Sequence[type] = (),
+    env: Any = None,
+    durability: Durability = "full",
+    replay: Replay = "warm",
+    workers: int = 1,
+    limits: Limits | None = None,
+    clock: WaitingClock | None = None,
+    disk: Disk | None = None,
+    asyncio_loop: Any = None,
+) -> AsyncGenerator[Runtime]:
     """Open the state folder `path` and run its instances until the block is left.
 
     `durability="full"` syncs before anything leaves an instance; `"process"` survives the death
@@ -337,8 +356,9 @@ async def open_runtime(
                 app.open_env() as entered,
             ):
                 opening = _Opening(
-                    folder, app, clock, disk, durability, replay, reading, writing, functions, queries
-                )
+                    folder=folder, app=app, clock=clock, disk=disk, durability=durability, replay=replay,
+                    reading=reading, writing=writing, functions=functions, queries=queries,
+                )  # fmt: skip
                 async with opening.serve(entered) as runtime:
                     yield runtime
         finally:
@@ -362,9 +382,19 @@ class _Opening:
     """The parts of a runtime, put together and taken apart in order."""
 
     def __init__(
-        self, folder: StateFolder, app: App, clock: WaitingClock, disk: Disk, durability: Durability, replay: Replay,
-        reading: Catalog, writing: Catalog, functions: FunctionHost, queries: QueryHost,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        folder: StateFolder,
+        app: App,
+        clock: WaitingClock,
+        disk: Disk,
+        durability: Durability,
+        replay: Replay,
+        reading: Catalog,
+        writing: Catalog,
+        functions: FunctionHost,
+        queries: QueryHost,
+    ) -> None:
         self.folder = folder
         self.app = app
         self.clock = clock
@@ -378,16 +408,19 @@ class _Opening:
         self._loop: GameLoop | None = None
 
     @contextlib.asynccontextmanager
-    async def serve(self, env: Any) -> AsyncIterator[Runtime]:
+    async def serve(self, env: Any) -> AsyncGenerator[Runtime]:
         """Run all parts while inside."""
         writer = CatalogWriter(
             self.writing, path=self.folder.catalog, batch_max=self.app.limits.catalog_batch_max
         )
         timers = TimerQueue(self.clock)
         gate = Gate(
-            durability=self.durability, threads_max=self.app.limits.sync_threads_max,
-            checkpoint_bytes=self.app.limits.wal_pages_max * PAGE_BYTES, on_commit=self._committed, on_failure=self._failed,
-        )  # fmt: skip
+            durability=self.durability,
+            threads_max=self.app.limits.sync_threads_max,
+            checkpoint_bytes=self.app.limits.wal_pages_max * PAGE_BYTES,
+            on_commit=self._committed,
+            on_failure=self._failed,
+        )
         failure: BaseException | None = None
         try:
             async with trio.open_nursery(strict_exception_groups=True) as nursery:
@@ -397,13 +430,25 @@ class _Opening:
                         parts.begin(serve)
                     worker = await self._register(writer)
                     host = Host(
-                        clock=self.clock, timers=timers, gate=gate, codec=Codec(self.app.hooks), functions=self.functions,
-                        limits=self.app.limits, replay=self.replay,
-                    )  # fmt: skip
+                        clock=self.clock,
+                        timers=timers,
+                        gate=gate,
+                        codec=Codec(self.app.hooks),
+                        functions=self.functions,
+                        limits=self.app.limits,
+                        replay=self.replay,
+                    )
                     loop = self._loop = GameLoop(
-                        folder=self.folder, app=self.app, disk=self.disk, durability=self.durability, host=host,
-                        catalog=self.reading, writer=writer, worker=worker, env=env,
-                    )  # fmt: skip
+                        folder=self.folder,
+                        app=self.app,
+                        disk=self.disk,
+                        durability=self.durability,
+                        host=host,
+                        catalog=self.reading,
+                        writer=writer,
+                        worker=worker,
+                        env=env,
+                    )
                     runtime = Runtime(loop, self.queries, timers)
                     host.runtime = runtime
                     bind = getattr(self.clock, "bind", None)
@@ -414,7 +459,7 @@ class _Opening:
                     parts.begin(inbox.run)
                     try:
                         yield runtime
-                    except BaseException as error:
+                    except BaseException as error:  # noqa: BLE001 - raised again once all is closed
                         failure = error
                     await self._shut_down(loop, inbox, worker)
                 finally:
@@ -467,10 +512,12 @@ class _Opening:
 
 def _only(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """Return the error in `group` where there is one only, however deep."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    return error
+    error = group.exceptions[0]
+    if len(group.exceptions) > 1:
+        return group
+    if not isinstance(error, BaseExceptionGroup):
+        return error
+    return _only(cast("BaseExceptionGroup[BaseException]", error))
 
 
 def _incarnation(token: str) -> int:

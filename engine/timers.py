@@ -19,6 +19,7 @@ import trio
 from perdure.actors.host import Clock
 from perdure.storage.records import Deadline
 
+
 class WaitingClock(Clock, Protocol):
     """A clock that can also be waited on."""
 

@@ -29,13 +29,14 @@ from perdure.storage.records import Birth, CatalogRow, Deadline, Key, Message, R
 APPLICATION_ID: Final = 0x50524443  # "PRDC"
 SCHEMA_VERSION: Final = 1
 
-COLUMNS: Final = """workflow, id, incarnation, status, reason, birth, params, created_at, started_at, ended_at, start_at,
+COLUMNS: Final = """
+    workflow, id, incarnation, status, reason, birth, params, created_at, started_at, ended_at, start_at,
     wake_at, wake_boot, boot, owner, epoch, open, crashes, version, parent, tags, until_at"""
 FIND: Final = f"SELECT {COLUMNS} FROM _perdure_instances WHERE workflow = ? AND id = ?"
 FIND_ID: Final = f"SELECT {COLUMNS} FROM _perdure_instances WHERE id = ? ORDER BY workflow"
 ADD: Final = """
-    INSERT INTO _perdure_instances (workflow, id, incarnation, status, birth, params, created_at, start_at, owner, epoch,
-        open, version, parent, tags)
+    INSERT INTO _perdure_instances (workflow, id, incarnation, status, birth, params, created_at, start_at,
+        owner, epoch, open, version, parent, tags)
     VALUES (?, ?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
 REPLACE: Final = "DELETE FROM _perdure_instances WHERE workflow = ? AND id = ?"
 QUEUED: Final = f"""
@@ -60,7 +61,8 @@ NEXT_WAKE_BOOT: Final = """
     WHERE wake_boot IS NOT NULL AND open = 0 AND workflow IN (SELECT value FROM json_each(?))"""
 NEXT_WAKE_AT: Final = """
     SELECT min(wake_at) FROM _perdure_instances
-    WHERE wake_at IS NOT NULL AND wake_boot IS NULL AND open = 0 AND workflow IN (SELECT value FROM json_each(?))"""
+    WHERE wake_at IS NOT NULL AND wake_boot IS NULL AND open = 0 AND workflow IN (SELECT value FROM
+        json_each(?))"""
 NEXT_UNTIL_AT: Final = """
     SELECT min(until_at) FROM _perdure_instances
     WHERE until_at IS NOT NULL AND open = 0 AND workflow IN (SELECT value FROM json_each(?))"""
@@ -70,21 +72,23 @@ CLAIM: Final = """
         status = CASE WHEN status IN ('queued', 'waiting') THEN 'running' ELSE status END
     WHERE workflow = ? AND id = ? RETURNING epoch"""
 SETTLE: Final = """
-    UPDATE _perdure_instances SET status = ?, reason = ?, birth = NULL, params = NULL, started_at = ?, ended_at = ?,
-        wake_at = ?, wake_boot = ?, boot = ?, until_at = ?, open = ?, crashes = ?, version = ?
+    UPDATE _perdure_instances SET status = ?, reason = ?, birth = NULL, params = NULL, started_at = ?,
+        ended_at = ?, wake_at = ?, wake_boot = ?, boot = ?, until_at = ?, open = ?, crashes = ?, version =
+        ?
     WHERE workflow = ? AND id = ?"""
 POSTPONE: Final = """
-    UPDATE _perdure_instances SET reason = ?, wake_at = ?, wake_boot = ?, boot = ?, start_at = ?, until_at = NULL,
-        open = 0
+    UPDATE _perdure_instances SET reason = ?, wake_at = ?, wake_boot = ?, boot = ?, start_at = ?, until_at
+        = NULL, open = 0
     WHERE workflow = ? AND id = ?"""
 BURY: Final = """
-    UPDATE _perdure_instances SET status = 'dead', reason = ?, wake_at = NULL, wake_boot = NULL, boot = NULL,
-        until_at = NULL, open = 0
+    UPDATE _perdure_instances SET status = 'dead', reason = ?, wake_at = NULL, wake_boot = NULL, boot =
+        NULL, until_at = NULL, open = 0
     WHERE workflow = ? AND id = ?"""
 FORGIVE: Final = "UPDATE _perdure_instances SET crashes = 0 WHERE workflow = ? AND id = ?"
 CRASHED: Final = "UPDATE _perdure_instances SET crashes = crashes + 1 WHERE open = 1"
 REBOOT: Final = """
-    UPDATE _perdure_instances SET wake_boot = NULL, boot = NULL WHERE wake_boot IS NOT NULL AND boot IS NOT ?"""
+    UPDATE _perdure_instances SET wake_boot = NULL, boot = NULL WHERE wake_boot IS NOT NULL AND boot IS NOT
+        ?"""
 LIST: Final = f"SELECT {COLUMNS} FROM _perdure_instances"
 COUNTS: Final = "SELECT workflow, status, count(*) FROM _perdure_instances GROUP BY 1, 2 ORDER BY 1, 2"
 RESTORE: Final = f"""
@@ -94,13 +98,16 @@ WORKER: Final = """
     INSERT INTO _perdure_workers (pid, boot, started_at, doorbell, durability) VALUES (?, ?, ?, ?, ?)"""
 WORKER_STOPPED: Final = "UPDATE _perdure_workers SET stopped_at = ? WHERE worker = ?"
 WORKER_LAST: Final = """
-    SELECT worker, pid, boot, doorbell, durability, stopped_at FROM _perdure_workers ORDER BY worker DESC LIMIT 1"""
+    SELECT worker, pid, boot, doorbell, durability, stopped_at FROM _perdure_workers ORDER BY worker DESC
+        LIMIT 1"""
 WORKERS_OLD: Final = "DELETE FROM _perdure_workers WHERE worker <= ?"
 
 POST: Final = """
-    INSERT INTO _perdure_inbox (token, workflow, id, command, body, actor, sent_at) VALUES (?, ?, ?, ?, ?, ?, ?)"""
+    INSERT INTO _perdure_inbox (token, workflow, id, command, body, actor, sent_at) VALUES (?, ?, ?, ?, ?,
+        ?, ?)"""
 PENDING: Final = """
-    SELECT seq, token, workflow, id, command, body, actor FROM _perdure_inbox WHERE done_at IS NULL ORDER BY seq"""
+    SELECT seq, token, workflow, id, command, body, actor FROM _perdure_inbox WHERE done_at IS NULL ORDER
+        BY seq"""
 DONE: Final = "UPDATE _perdure_inbox SET done_at = ?, reply = ? WHERE seq = ?"
 REPLY: Final = "SELECT reply FROM _perdure_inbox WHERE token = ?"
 SWEEP: Final = "DELETE FROM _perdure_inbox WHERE done_at < ?"
@@ -137,13 +144,14 @@ def open_catalog(path: Path, *, checkpointer: bool, create: bool = True) -> sqli
         if concerns_file(error):
             raise storage_error(error, path) from error
         raise StateUnusableError(
-            f"the catalog {path} cannot be opened for writing ({error}): check the folder's owner and permissions",
+            f"the catalog {path} cannot be opened for writing ({error}): check the folder's owner and"
+            " permissions",
             path=str(path),
         ) from error
     except sqlite3.DatabaseError as error:
         raise StateUnusableError(
-            f"the catalog {path} is damaged or not a database ({error}): move it away and run `perdure repair`, which"
-            " rebuilds it from the instances' files",
+            f"the catalog {path} is damaged or not a database ({error}): move it away and run `perdure"
+            " repair`, which rebuilds it from the instances' files",
             path=str(path),
         ) from error
     return connection
@@ -163,14 +171,15 @@ def _prepare(connection: sqlite3.Connection, path: Path, *, checkpointer: bool) 
     if application_id != APPLICATION_ID:
         connection.close()
         raise StateUnusableError(
-            f"{path} is a database of another program (application_id {application_id:#x}): choose another state folder",
+            f"{path} is a database of another program (application_id {application_id:#x}): choose another"
+            " state folder",
             path=str(path),
         )
     if version > SCHEMA_VERSION:
         connection.close()
         raise StateVersionError(
-            f"the state folder {path.parent} was written by a newer Perdure (catalog version {version}; this one knows"
-            f" up to {SCHEMA_VERSION}): upgrade perdure",
+            f"the state folder {path.parent} was written by a newer Perdure (catalog version {version}; this"
+            f" one knows up to {SCHEMA_VERSION}): upgrade perdure",
             path=str(path.parent),
         )
 
@@ -262,9 +271,14 @@ class Catalog:
     # -- instances: writing ----------------------------------------------------------------
 
     def add(
-        self, birth: Birth, params: Stored | None, *, start_at_ms: int | None = None, owner: int | None = None,
+        self,
+        birth: Birth,
+        params: Stored | None,
+        *,
+        start_at_ms: int | None = None,
+        owner: int | None = None,
         replace: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Queue a new instance; with `owner`, as claimed by it. Raises `InstanceExistsError`."""
         if replace:
             self.connection.execute(REPLACE, (birth.workflow, birth.id))
@@ -273,9 +287,22 @@ class Catalog:
         try:
             self.connection.execute(
                 ADD,
-                (birth.workflow, birth.id, birth.incarnation, text, params, birth.created_at_ms, start_at_ms, owner,
-                 epoch, opened, birth.version, birth.parent, birth.tags),
-            )  # fmt: skip
+                (
+                    birth.workflow,
+                    birth.id,
+                    birth.incarnation,
+                    text,
+                    params,
+                    birth.created_at_ms,
+                    start_at_ms,
+                    owner,
+                    epoch,
+                    opened,
+                    birth.version,
+                    birth.parent,
+                    birth.tags,
+                ),
+            )
         except sqlite3.IntegrityError as error:
             raise InstanceExistsError(
                 f"{birth.workflow}/{birth.id} exists already: choose another id, or say if_exists='attach'",
@@ -289,10 +316,19 @@ class Catalog:
         return epoch
 
     def settle(
-        self, key: Key, status: Status, *, reason: str | None, started_at_ms: int | None, ended_at_ms: int | None,
-        wake: Deadline | None, version: str | None, until_ms: int | None = None, stay_open: bool = False,
+        self,
+        key: Key,
+        status: Status,
+        *,
+        reason: str | None,
+        started_at_ms: int | None,
+        ended_at_ms: int | None,
+        wake: Deadline | None,
+        version: str | None,
+        until_ms: int | None = None,
+        stay_open: bool = False,
         crashes: int = 0,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Write down how far an instance got when its file was closed.
 
         It wakes at `wake`, and at `until_ms` on the wall clock where that comes first.
@@ -300,9 +336,22 @@ class Catalog:
         wall, boot_ms, boot = (wake.wall_ms, wake.boot_ms, wake.boot) if wake else (None, None, None)
         self.connection.execute(
             SETTLE,
-            (status, reason, started_at_ms, ended_at_ms, wall, boot_ms, boot, until_ms, int(stay_open), crashes,
-             version, key.workflow, key.id),
-        )  # fmt: skip
+            (
+                status,
+                reason,
+                started_at_ms,
+                ended_at_ms,
+                wall,
+                boot_ms,
+                boot,
+                until_ms,
+                int(stay_open),
+                crashes,
+                version,
+                key.workflow,
+                key.id,
+            ),
+        )
 
     def postpone(self, key: Key, *, reason: str, wake: Deadline) -> None:
         """Write down that an instance could not be opened now and is tried again at `wake`."""

@@ -73,7 +73,7 @@ class Disk:
             raise
         finally:
             os.close(descriptor)
-        os.rename(part, path)
+        part.rename(path)
 
     def make_folder(self, path: Path, *, durable: bool) -> None:
         """Make the folder `path` and its parents, durably where asked for."""

@@ -89,7 +89,8 @@ def storage_error(error: sqlite3.Error | OSError, path: Path) -> PerdureError:
     text = str(error)
     if _code(error) in DAMAGED:
         return InstanceDamagedError(
-            f"the file {path} is damaged ({text}): restore it from a copy, or salvage it with: sqlite3 {path} .recover"
+            f"the file {path} is damaged ({text}): restore it from a copy, or salvage it with: sqlite3 {path}"
+            " .recover"
         )
     if _is_full(error, path):
         return StorageFullError(
@@ -352,7 +353,8 @@ def _check_header(connection: sqlite3.Connection, path: Path) -> None:
         )
     if version > SCHEMA_VERSION:
         raise StateVersionError(
-            f"the file {path} has schema version {version}; this Perdure knows up to {SCHEMA_VERSION}: upgrade perdure",
+            f"the file {path} has schema version {version}; this Perdure knows up to {SCHEMA_VERSION}:"
+            " upgrade perdure",
             path=str(path),
         )
     while version < SCHEMA_VERSION:

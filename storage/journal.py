@@ -14,7 +14,7 @@ Invariants:
 
 from __future__ import annotations
 
-from typing import Final, get_args
+from typing import Any, Final, get_args
 
 from perdure.errors import PerdureError
 from perdure.storage.files import InstanceFile
@@ -23,34 +23,36 @@ from perdure.storage.records import AttemptOutcome, Deadline, StepKind, StepStat
 from perdure.storage.values import get_value, put_value
 
 SCAN: Final = """
-    SELECT seq, kind, name, count, status, attempt, counted, input_digest, output, output_ref, error, started_at,
-        attempt_at, attempt_commit, wake_at, wake_boot, boot, config, detail
+    SELECT seq, kind, name, count, status, attempt, counted, input_digest, output, output_ref, error,
+        started_at, attempt_at, attempt_commit, wake_at, wake_boot, boot, config, detail
     FROM _perdure_steps WHERE superseded IS NULL AND seq > ? ORDER BY seq"""
 WAITING: Final = SCAN.replace("seq > ?", "status = 'waiting'")
 LAST: Final = "SELECT coalesce(max(seq), 0) FROM _perdure_steps"
 COMMITS: Final = """
     SELECT max(
-        (SELECT coalesce(max(max(started_commit, coalesce(attempt_commit, 0), coalesce(ended_commit, 0))), 0) FROM _perdure_steps),
+        (SELECT coalesce(max(max(started_commit, coalesce(attempt_commit, 0), coalesce(ended_commit, 0))), 0)
+            FROM _perdure_steps),
         (SELECT coalesce(max(max(started_commit, coalesce(ended_commit, 0))), 0) FROM _perdure_attempts))"""
 START: Final = """
-    INSERT INTO _perdure_steps (seq, kind, name, count, status, attempt, counted, input, input_digest, started_at,
-        attempt_at, config, detail, sensitive, started_commit, attempt_commit)
+    INSERT INTO _perdure_steps (seq, kind, name, count, status, attempt, counted, input, input_digest,
+        started_at, attempt_at, config, detail, sensitive, started_commit, attempt_commit)
     VALUES (?, ?, ?, ?, 'running', 1, 1, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
 WAIT: Final = """
-    INSERT INTO _perdure_steps (seq, kind, name, count, status, attempt, counted, started_at, wake_at, wake_boot, boot,
-        config, detail, started_commit)
+    INSERT INTO _perdure_steps (seq, kind, name, count, status, attempt, counted, started_at, wake_at,
+        wake_boot, boot, config, detail, started_commit)
     VALUES (?, ?, ?, ?, 'waiting', 0, 0, ?, ?, ?, ?, ?, ?, ?)"""
 ADD_FINISHED: Final = """
-    INSERT INTO _perdure_steps (seq, kind, name, count, status, attempt, counted, input, input_digest, output, output_ref,
-        output_bytes, started_at, ended_at, detail, sensitive, started_commit, ended_commit)
+    INSERT INTO _perdure_steps (seq, kind, name, count, status, attempt, counted, input, input_digest,
+        output, output_ref, output_bytes, started_at, ended_at, detail, sensitive, started_commit,
+        ended_commit)
     VALUES (?, ?, ?, ?, 'completed', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
 RESTART: Final = """
-    UPDATE _perdure_steps SET status = 'running', attempt = ?, counted = ?, attempt_at = ?, attempt_commit = ?, error = NULL,
-        wake_at = NULL, wake_boot = NULL, boot = NULL
+    UPDATE _perdure_steps SET status = 'running', attempt = ?, counted = ?, attempt_at = ?,
+        attempt_commit = ?, error = NULL, wake_at = NULL, wake_boot = NULL, boot = NULL
     WHERE seq = ? AND status IN ('running', 'waiting')"""
 FINISH: Final = """
-    UPDATE _perdure_steps SET status = 'completed', output = ?, output_ref = ?, output_bytes = ?, ended_at = ?, ended_commit = ?,
-        wake_at = NULL
+    UPDATE _perdure_steps SET status = 'completed', output = ?, output_ref = ?, output_bytes = ?,
+        ended_at = ?, ended_commit = ?, wake_at = NULL
     WHERE seq = ? AND status IN ('running', 'waiting')"""
 END: Final = """
     UPDATE _perdure_steps SET status = ?, error = ?, ended_at = ?, ended_commit = ?, wake_at = NULL
@@ -60,7 +62,8 @@ RETRY_AT: Final = """
     UPDATE _perdure_steps SET status = 'waiting', counted = ?, error = ?, wake_at = ?, wake_boot = ?, boot = ?
     WHERE seq = ? AND status = 'running'"""
 ADD_ATTEMPT: Final = """
-    INSERT INTO _perdure_attempts (step_seq, attempt, started_at, ended_at, outcome, error, started_commit, ended_commit)
+    INSERT INTO _perdure_attempts (step_seq, attempt, started_at, ended_at, outcome, error, started_commit,
+        ended_commit)
     VALUES (?, ?, ?, ?, ?, ?, ?, ?)"""
 CANCEL_OPEN: Final = """
     UPDATE _perdure_steps SET status = 'cancelled', ended_at = ?, ended_commit = ?, wake_at = NULL
@@ -113,6 +116,7 @@ class Step:
 
     @property
     def finished(self) -> bool:
+        """Whether it will never be attempted or waited for again."""
         return self.status in ("completed", "failed", "cancelled")
 
 
@@ -148,9 +152,8 @@ class Journal:
     def take(self, kind: StepKind, name: str, count: int) -> Step | None:
         """Return the record of a step and hand it over, or None where there is none."""
         step = self._recorded.pop((kind, name, count), None)
-        if step is not None:
-            if step.finished:
-                self._finished_left -= 1
+        if step is not None and step.finished:
+            self._finished_left -= 1
         return step
 
     def other_kind(self, name: str, count: int) -> str | None:
@@ -170,7 +173,7 @@ class Journal:
         return list(self._recorded.values())
 
     def waiting_events(self) -> list[Step]:
-        """The waits for events that are recorded as waiting and not asked for yet, in order."""
+        """Return the waits for events that are recorded as waiting and not asked for yet, in order."""
         return [s for s in self._recorded.values() if s.kind == "event" and s.status == "waiting"]
 
     def waiting(self) -> list[Step]:
@@ -206,8 +209,22 @@ class Journal:
         step.input_digest, step.config, step.detail = input_digest, config, detail
         self._file.execute(
             START,
-            (step.seq, kind, name, count, input_text, input_digest, at_ms, at_ms, config, detail, sensitive, stamp, stamp),
-        )  # fmt: skip
+            (
+                step.seq,
+                kind,
+                name,
+                count,
+                input_text,
+                input_digest,
+                at_ms,
+                at_ms,
+                config,
+                detail,
+                sensitive,
+                stamp,
+                stamp,
+            ),
+        )
         return step
 
     def wait(
@@ -254,9 +271,26 @@ class Journal:
         stamp = self._file.stamp
         self._file.execute(
             ADD_FINISHED,
-            (step.seq, kind, name, count, attempts, attempts, input_text, input_digest, inline, reference, size,
-             started, at_ms, detail, sensitive, stamp, stamp),
-        )  # fmt: skip
+            (
+                step.seq,
+                kind,
+                name,
+                count,
+                attempts,
+                attempts,
+                input_text,
+                input_digest,
+                inline,
+                reference,
+                size,
+                started,
+                at_ms,
+                detail,
+                sensitive,
+                stamp,
+                stamp,
+            ),
+        )
         step.output, step.output_ref = inline, reference
         self.progress += 1
         return step
@@ -336,14 +370,14 @@ class Journal:
             )
 
 
-def _step(row: tuple[object, ...]) -> Step:
+def _step(row: Any) -> Step:
+    """Make a step of a row of SCAN, whose columns come in this order."""
     step = Step()
-    (
-        step.seq, step.kind, step.name, step.count, step.status, step.attempt, step.counted, step.input_digest,
-        step.output, step.output_ref, step.error, step.started_at_ms, step.attempt_at_ms, step.attempt_commit,
-        wake_at, wake_boot, boot, step.config, step.detail,
-    ) = row  # type: ignore[assignment]  # the columns of SCAN, in its order  # fmt: skip
+    step.seq, step.kind, step.name, step.count, step.status, step.attempt, step.counted, *rest = row
+    step.input_digest, step.output, step.output_ref, step.error, *rest = rest
+    step.started_at_ms, step.attempt_at_ms, step.attempt_commit, *rest = rest
+    wake_at_ms, wake_boot_ms, boot, step.config, step.detail = rest
     step.wake = None
-    if wake_at is not None:
-        step.wake = Deadline(wall_ms=wake_at, boot_ms=wake_boot, boot=boot)  # type: ignore[arg-type]  # integers by STRICT
+    if wake_at_ms is not None:
+        step.wake = Deadline(wall_ms=wake_at_ms, boot_ms=wake_boot_ms, boot=boot)
     return step

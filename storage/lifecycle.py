@@ -21,13 +21,13 @@ from perdure.storage.records import Birth, Deadline, InstanceState, Status, Stor
 from perdure.storage.values import get_value, put_value
 
 BORN: Final = """
-    INSERT INTO _perdure_instance (one, workflow, id, incarnation, epoch, version, status, params, params_ref, created_at,
-        parent, tags, timeout_at, timeout_boot, timeout_boot_id, created_commit)
+    INSERT INTO _perdure_instance (one, workflow, id, incarnation, epoch, version, status, params,
+        params_ref, created_at, parent, tags, timeout_at, timeout_boot, timeout_boot_id, created_commit)
     VALUES (1, ?, ?, ?, ?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
 READ: Final = """
-    SELECT workflow, id, incarnation, epoch, version, status, reason, params, params_ref, output, output_ref, error,
-        created_at, started_at, ended_at, wake_at, paused_at, paused_boot, paused_boot_id, replays, parent, tags,
-        timeout_at, timeout_boot, timeout_boot_id
+    SELECT workflow, id, incarnation, epoch, version, status, reason, params, params_ref, output,
+        output_ref, error, created_at, started_at, ended_at, wake_at, paused_at, paused_boot,
+        paused_boot_id, replays, parent, tags, timeout_at, timeout_boot, timeout_boot_id
     FROM _perdure_instance"""
 COMMITS: Final = """
     SELECT max(max(created_commit, coalesce(started_commit, 0), coalesce(ended_commit, 0)),
@@ -38,10 +38,11 @@ STARTED: Final = """
     WHERE started_at IS NULL"""
 RUN_AGAIN: Final = "UPDATE _perdure_instance SET replays = replays + 1"
 STATUS: Final = """
-    UPDATE _perdure_instance SET status = ?, reason = ?, wake_at = ?, paused_at = ?, paused_boot = ?, paused_boot_id = ?"""
+    UPDATE _perdure_instance SET status = ?, reason = ?, wake_at = ?, paused_at = ?, paused_boot = ?,
+        paused_boot_id = ?"""
 ENDED: Final = """
-    UPDATE _perdure_instance SET status = ?, reason = ?, output = ?, output_ref = ?, output_bytes = ?, error = ?, ended_at = ?,
-        ended_commit = ?, wake_at = NULL, paused_at = NULL"""
+    UPDATE _perdure_instance SET status = ?, reason = ?, output = ?, output_ref = ?, output_bytes = ?,
+        error = ?, ended_at = ?, ended_commit = ?, wake_at = NULL, paused_at = NULL"""
 COMMAND: Final = """
     INSERT INTO _perdure_commands (at, command, actor, detail, token, commit_no) VALUES (?, ?, ?, ?, ?, ?)"""
 KNOWN: Final = "SELECT 1 FROM _perdure_commands WHERE token = ?"
@@ -86,7 +87,12 @@ class Lifecycle:
     ) -> None:
         """Record an unfinished status, why, until when, and where it is paused since when."""
         state = self.state
-        if (state.status, state.reason, state.wake_at_ms, state.paused) == (status, reason, wake_at_ms, paused):
+        if (state.status, state.reason, state.wake_at_ms, state.paused) == (
+            status,
+            reason,
+            wake_at_ms,
+            paused,
+        ):
             return
         self._gate.touch(self._file)
         self._file.execute(STATUS, (status, reason, wake_at_ms, *_columns(paused)))
@@ -132,9 +138,21 @@ def bear(file: InstanceFile, gate: Gate, birth: Birth, params: Stored | None, *,
     inline, reference, _ = put_value(file, params)
     file.execute(
         BORN,
-        (birth.workflow, birth.id, birth.incarnation, epoch, birth.version, inline, reference, birth.created_at_ms,
-         birth.parent, birth.tags, *_columns(birth.timeout), file.stamp),
-    )  # fmt: skip
+        (
+            birth.workflow,
+            birth.id,
+            birth.incarnation,
+            epoch,
+            birth.version,
+            inline,
+            reference,
+            birth.created_at_ms,
+            birth.parent,
+            birth.tags,
+            *_columns(birth.timeout),
+            file.stamp,
+        ),
+    )
 
 
 def is_born(file: InstanceFile) -> bool:
@@ -179,12 +197,26 @@ def read_state(file: InstanceFile) -> InstanceState:
         timeout_boot_id,
     ) = times
     return InstanceState(
-        workflow=workflow, id=id_, incarnation=incarnation, epoch=epoch, version=version, status=status, reason=reason,
-        params=get_value(file, params, params_ref), output=get_value(file, output, output_ref), error=error,
-        created_at_ms=created_at, started_at_ms=started_at, ended_at_ms=ended_at, wake_at_ms=wake_at,
-        paused=_deadline(paused_at, paused_boot, paused_boot_id), replays=replays, parent=parent, tags=tags,
+        workflow=workflow,
+        id=id_,
+        incarnation=incarnation,
+        epoch=epoch,
+        version=version,
+        status=status,
+        reason=reason,
+        params=get_value(file, params, params_ref),
+        output=get_value(file, output, output_ref),
+        error=error,
+        created_at_ms=created_at,
+        started_at_ms=started_at,
+        ended_at_ms=ended_at,
+        wake_at_ms=wake_at,
+        paused=_deadline(paused_at, paused_boot, paused_boot_id),
+        replays=replays,
+        parent=parent,
+        tags=tags,
         timeout=_deadline(timeout_at, timeout_boot, timeout_boot_id),
-    )  # fmt: skip
+    )
 
 
 def _columns(deadline: Deadline | None) -> tuple[int | None, int | None, int | None]:

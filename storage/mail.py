@@ -18,17 +18,20 @@ from perdure.storage.gate import Gate
 from perdure.storage.records import Deadline, EventRow, Stored
 from perdure.storage.values import get_value, put_value
 
-LAST: Final = "SELECT coalesce(max(seq), 0), coalesce(max(max(received_commit, coalesce(delivered_commit, 0))), 0) FROM _perdure_events"
+LAST: Final = """
+    SELECT coalesce(max(seq), 0), coalesce(max(max(received_commit, coalesce(delivered_commit, 0))), 0)
+    FROM _perdure_events"""
 UNDELIVERED: Final = """
     SELECT seq, type, payload, payload_ref, received_at, received_boot, received_boot_id
     FROM _perdure_events WHERE delivered_to IS NULL ORDER BY seq"""
 KNOWN: Final = "SELECT seq FROM _perdure_events WHERE token = ?"
 ADD: Final = """
-    INSERT INTO _perdure_events (seq, type, payload, payload_ref, received_at, received_boot, received_boot_id, token,
-        received_commit)
+    INSERT INTO _perdure_events (seq, type, payload, payload_ref, received_at, received_boot,
+        received_boot_id, token, received_commit)
     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"""
 DELIVER: Final = """
-    UPDATE _perdure_events SET delivered_to = ?, delivered_commit = ? WHERE seq = ? AND delivered_to IS NULL"""
+    UPDATE _perdure_events SET delivered_to = ?, delivered_commit = ? WHERE seq = ? AND delivered_to IS
+        NULL"""
 
 
 class Mail:

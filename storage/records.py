@@ -123,6 +123,7 @@ class CatalogRow(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def key(self) -> Key:
+        """Workflow and id."""
         return Key(self.workflow, self.id)
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any, Final
 
 from perdure.errors import QueryError, QueryRefusedError, StorageWriteError
@@ -38,11 +38,19 @@ READ_PRAGMAS: Final = frozenset(
 WRITES: Final = frozenset({sqlite3.SQLITE_INSERT, sqlite3.SQLITE_UPDATE, sqlite3.SQLITE_DELETE})
 CREATES: Final = frozenset(
     {
-        sqlite3.SQLITE_CREATE_TABLE, sqlite3.SQLITE_CREATE_VIEW, sqlite3.SQLITE_CREATE_INDEX, sqlite3.SQLITE_CREATE_TRIGGER,
-        sqlite3.SQLITE_CREATE_TEMP_TABLE, sqlite3.SQLITE_CREATE_TEMP_VIEW, sqlite3.SQLITE_CREATE_VTABLE,
-        sqlite3.SQLITE_DROP_TABLE, sqlite3.SQLITE_DROP_VIEW, sqlite3.SQLITE_DROP_INDEX, sqlite3.SQLITE_DROP_TRIGGER,
+        sqlite3.SQLITE_CREATE_TABLE,
+        sqlite3.SQLITE_CREATE_VIEW,
+        sqlite3.SQLITE_CREATE_INDEX,
+        sqlite3.SQLITE_CREATE_TRIGGER,
+        sqlite3.SQLITE_CREATE_TEMP_TABLE,
+        sqlite3.SQLITE_CREATE_TEMP_VIEW,
+        sqlite3.SQLITE_CREATE_VTABLE,
+        sqlite3.SQLITE_DROP_TABLE,
+        sqlite3.SQLITE_DROP_VIEW,
+        sqlite3.SQLITE_DROP_INDEX,
+        sqlite3.SQLITE_DROP_TRIGGER,
     }
-)  # fmt: skip
+)
 NEVER: Final = {
     sqlite3.SQLITE_ATTACH: "ATTACH",
     sqlite3.SQLITE_DETACH: "DETACH",
@@ -151,15 +159,15 @@ class Sql:
             self._guard.active = False
             if not self._file.connection.in_transaction and self._file.failure is None:
                 self._file.failure = StorageWriteError(
-                    f"a statement ended the transaction of {self._file.path}: {query!r}; the instance goes back to its"
-                    " last commit",
+                    f"a statement ended the transaction of {self._file.path}: {query!r}; the instance goes"
+                    " back to its last commit",
                     path=str(self._file.path),
                 )
         columns = tuple(column[0] for column in cursor.description or ())
         return Rows(columns, rows, max(cursor.rowcount, 0))
 
     @contextlib.contextmanager
-    def savepoint(self) -> Iterator[None]:
+    def savepoint(self) -> Generator[None]:
         """Undo what is written inside where it raises. Nests."""
         self._file.execute("SAVEPOINT perdure_user")
         try:

@@ -35,8 +35,8 @@ def check_size(value: Stored) -> int:
     size = stored_bytes(value)
     if size > VALUE_BYTES_MAX:
         raise EncodingError(
-            f"a value of {size:,} bytes is larger than the {VALUE_BYTES_MAX:,} that one row can hold: write it to a"
-            " file or a stream and return its name"
+            f"a value of {size:,} bytes is larger than the {VALUE_BYTES_MAX:,} that one row can hold: write"
+            " it to a file or a stream and return its name"
         )
     return size
 

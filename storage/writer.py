@@ -92,7 +92,7 @@ class CatalogWriter:
             connection.execute("BEGIN IMMEDIATE")
             for write in batch:
                 connection.execute("SAVEPOINT one")
-                write.result = outcome.capture(write.operation, self._catalog)
+                write.result = _captured(write.operation, self._catalog)
                 if isinstance(write.result, outcome.Error):
                     connection.execute("ROLLBACK TO one")
                 connection.execute("RELEASE one")
@@ -134,3 +134,7 @@ def write_now(catalog: Catalog, operation: Callable[[Catalog], T], *, path: Path
             connection.execute("ROLLBACK")
         raise storage_error(error, path) from error
     return result
+
+
+def _captured(operation: Callable[[Catalog], T], catalog: Catalog) -> outcome.Outcome[T]:
+    return outcome.capture(operation, catalog)

@@ -26,7 +26,7 @@ import contextlib
 import math
 import os
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -143,13 +143,20 @@ async def open_test_runtime(
     path: str | os.PathLike[str], app: App | None = None, *, workflows: Sequence[type] = (), env: Any = None,
     replay: Replay = "always", durability: Durability = "process", clock: VirtualClock | None = None,
     limits: Limits | None = None, disk: Disk | None = None,
-) -> AsyncIterator[Runtime]:  # fmt: skip
+) -> AsyncGenerator[Runtime]:  # fmt: skip
     """Open a runtime for a test: on a virtual clock, with `replay="always"`, without syncs.
 
     Code that passes here survives a replay after every step. Errors as in `open_runtime`.
     """
     async with open_runtime(
-        path, app, workflows=workflows, env=env, replay=replay, durability=durability, clock=clock or VirtualClock(),
-        limits=limits, disk=disk,
-    ) as runtime:  # fmt: skip
+        path,
+        app,
+        workflows=workflows,
+        env=env,
+        replay=replay,
+        durability=durability,
+        clock=clock or VirtualClock(),
+        limits=limits,
+        disk=disk,
+    ) as runtime:
         yield runtime
