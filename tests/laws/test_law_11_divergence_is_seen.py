@@ -301,7 +301,7 @@ async def check_a_decided_race_is_no_divergence(folder: Path, replay: Replay, af
     assert "quick" == story.result
 
 
-async def fail() -> None:
+async def fail(_number: int) -> int:
     raise ValueError("not yet")
 
 
@@ -309,7 +309,7 @@ async def raced(step: WorkflowStep) -> str:
     parts: dict[str, Any] = {
         "slow": step.sleep("slow", "1 day"),
         "event": step.wait_for_event("never", type="never"),
-        "retrying": step.do("retrying", fail),
+        "retrying": step.do("retrying", fail, 1),
         "quick": step.sleep("quick", 1),
     }
     who, _ = await step.race("race", parts)
