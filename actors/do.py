@@ -77,7 +77,7 @@ class DoCall(StepCall[T]):
         key: object,
         depth: int,
     ) -> None:
-        coder = run.host.codec.coder(callee.returns if returns is None else returns)  # may refuse: comes first
+        coder = run.host.codec.coder(callee.returns if returns is None else returns)  # refuses first
         super().__init__(run, "do", name, key=key, function=callee.identity, depth=depth + 1)
         self.fn = fn
         self.args = args

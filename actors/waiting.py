@@ -109,7 +109,7 @@ class EventCall(StepCall[StepEvent[T]]):
         returns: object,
         depth: int,
     ) -> None:
-        coder = run.host.codec.coder(returns)  # may refuse: comes first
+        coder = run.host.codec.coder(returns)  # refuses first
         super().__init__(run, "event", name, depth=depth + 1)
         self.type = type_
         self.timeout_s = timeout_s
