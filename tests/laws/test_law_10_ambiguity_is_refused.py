@@ -355,7 +355,7 @@ async def test_the_id_check_fails_when_the_newer_takes_the_place_of_the_older(
 async def check_results_that_would_change_are_refused(folder: Path, replay: Replay, value: object) -> None:
     calls: list[object] = []
 
-    async def give():  # type: ignore[no-untyped-def]
+    async def give():  # type: ignore[no-untyped-def]  # no annotation restores it
         calls.append(value)
         return {"deep": [0, value]}
 
