@@ -9,24 +9,22 @@ from __future__ import annotations
 
 import builtins
 import contextlib
-import hashlib
 import logging
 import os
 from collections.abc import AsyncGenerator, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final, Literal, Protocol, TypedDict, TypeVar, Unpack, cast, overload
+from typing import Any, Final, TypeVar, Unpack, cast, overload
 
 import msgspec
 import trio
 
 from perdure.actors.durations import Duration, point_in_time, seconds
 from perdure.actors.functions import FunctionHost, FunctionStatistics, open_function_host
-from perdure.actors.host import Host, Replay, deadline_in
+from perdure.actors.host import Host, Replay
 from perdure.actors.outcome import Outcome
-from perdure.actors.step import WorkflowStep
-from perdure.actors.workflow import Definition, WorkflowEvent
 from perdure.engine.app import App
+from perdure.engine.births import CreateOptions, IfExists, Runnable, prepare_birth
 from perdure.engine.clock import SystemClock
 from perdure.engine.descriptors import fit
 from perdure.engine.folder import StateFolder
@@ -50,36 +48,14 @@ from perdure.storage.disk import Disk, DiskStatistics
 from perdure.storage.files import PAGE_BYTES, InstanceFile
 from perdure.storage.gate import Gate, GateStatistics
 from perdure.storage.locks import FolderLock
-from perdure.storage.names import check_event_type, check_instance_id
 from perdure.storage.query import QueryHost, open_query_host
-from perdure.storage.records import FINISHED, Birth, CatalogRow, Durability, Key, Stored
+from perdure.storage.records import FINISHED, Birth, CatalogRow, Durability, Key
 from perdure.storage.rows import Row
 from perdure.storage.writer import CatalogStatistics, CatalogWriter
 
 P = TypeVar("P", contravariant=True)
 R = TypeVar("R", covariant=True)
 logger: Final = logging.getLogger("perdure.engine")
-IfExists = Literal["fail", "attach", "restart"]
-
-
-class Runnable(Protocol[P, R]):
-    """The shape of a workflow class, for type checkers: params in, result out."""
-
-    async def run(self, event: WorkflowEvent[P], step: WorkflowStep, /) -> R:
-        """Run the workflow."""
-        ...
-
-
-class CreateOptions(TypedDict, total=False):
-    """What `Runtime.create` takes by name beside `params`."""
-
-    id: str | None
-    if_exists: IfExists
-    at: datetime | None
-    timeout: Duration | None
-    event: tuple[str, Any] | None
-    tags: Sequence[str] | None
-    token: str | None
 
 
 class RuntimeStatistics(msgspec.Struct, frozen=True, kw_only=True):
@@ -154,15 +130,15 @@ class Runtime:
         definition = self._loop.app.definition(cls)
         if if_exists not in ("fail", "attach", "restart"):
             raise InvalidArgumentError(f"if_exists={if_exists!r}: it must be 'fail', 'attach' or 'restart'")
-        birth, stored = self._birth(definition, params, id, event=event, tags=tags, timeout=timeout)
+        birth, stored = prepare_birth(
+            self._loop.host, definition, params, id_=id, event=event, tags=tags, timeout=timeout, token=token
+        )
         start_at_ms = None if at is None else point_in_time(at)
         key = Key(definition.name, birth.id)
         instance: Instance[Any] = Instance(key, self._loop, self.queries, definition)
         row = self._loop.catalog.find(key)
-        if token is not None:  # an incarnation made of it tells whose creation is there
-            birth = msgspec.structs.replace(birth, incarnation=_incarnation(token))
-            if row is not None and row.incarnation == birth.incarnation:
-                return instance
+        if token is not None and row is not None and row.incarnation == birth.incarnation:
+            return instance
         if if_exists != "fail" and row is not None:
             if if_exists == "attach":
                 return instance
@@ -173,42 +149,6 @@ class Runtime:
             if if_exists != "attach":
                 raise
         return instance
-
-    def _birth(
-        self,
-        definition: Definition,
-        params: Any,
-        id_: str | None,
-        *,
-        event: tuple[str, Any] | None,
-        tags: Sequence[str] | None,
-        timeout: Duration | None,
-    ) -> tuple[Birth, Stored]:
-        host = self._loop.host
-        if id_ is None:
-            id_ = f"{host.clock.random_bits(128):032x}"
-        check_instance_id(id_)
-        stored: Stored = "null"
-        if params is not None or definition.has_params:
-            stored, _ = host.codec.coder(definition.params).accept(params)
-        event_payload: str | None = None
-        if event is not None:
-            check_event_type(event[0])
-            encoded, _ = host.codec.coder(Any).record(event[1])
-            if isinstance(encoded, bytes):
-                raise InvalidArgumentError("the payload of create(event=...) must be a JSON value")
-            event_payload = encoded
-        return Birth(
-            workflow=definition.name,
-            id=id_,
-            incarnation=host.clock.random_bits(62),
-            created_at_ms=host.clock.wall_ms(),
-            version=definition.version,
-            tags=None if tags is None else msgspec.json.encode(list(tags)).decode(),
-            event_type=None if event is None else event[0],
-            event_payload=event_payload,
-            timeout=None if timeout is None else deadline_in(host.clock, seconds(timeout)),
-        ), stored
 
     async def _add(self, birth: Birth, stored: Any, start_at_ms: int | None, *, replace: bool) -> None:
         loop = self._loop
@@ -520,8 +460,4 @@ def _only(group: BaseExceptionGroup[BaseException]) -> BaseException:
     return _only(cast("BaseExceptionGroup[BaseException]", error))
 
 
-def _incarnation(token: str) -> int:
-    return int.from_bytes(hashlib.blake2b(token.encode(), digest_size=8).digest()) >> 2
-
-
-__all__ = ["InstanceNotFoundError", "Outcome", "Runnable", "Runtime", "RuntimeStatistics", "open_runtime"]
+__all__ = ["InstanceNotFoundError", "Outcome", "Runtime", "RuntimeStatistics", "open_runtime"]

@@ -23,7 +23,7 @@ import pytest
 
 from perdure import Runtime, WorkflowStep, open_runtime
 from perdure.actors.signatures import MapOptions, StepOptions
-from perdure.engine.runtime import CreateOptions
+from perdure.engine.births import CreateOptions
 from perdure.portal import RuntimeOptions
 
 HERE = Path(__file__).resolve().parent

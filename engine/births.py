@@ -1,0 +1,97 @@
+"""What an instance is created with: checked whole before anything is written.
+
+`Runtime.create` is the only user. Params and event are encoded once, here, and travel as they are.
+
+Invariants:
+    Every refusal comes before the first write.
+    A creation with a token makes the same incarnation however often it is repeated.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Literal, Protocol, TypedDict, TypeVar
+
+import msgspec
+
+from perdure.actors.durations import Duration, seconds
+from perdure.actors.host import Host, deadline_in
+from perdure.actors.step import WorkflowStep
+from perdure.actors.workflow import Definition, WorkflowEvent
+from perdure.errors import InvalidArgumentError
+from perdure.storage.names import check_event_type, check_instance_id
+from perdure.storage.records import Birth, Stored
+
+P = TypeVar("P", contravariant=True)
+R = TypeVar("R", covariant=True)
+IfExists = Literal["fail", "attach", "restart"]
+
+
+class Runnable(Protocol[P, R]):
+    """The shape of a workflow class, for type checkers: params in, result out."""
+
+    async def run(self, event: WorkflowEvent[P], step: WorkflowStep, /) -> R:
+        """Run the workflow."""
+        ...
+
+
+class CreateOptions(TypedDict, total=False):
+    """What `Runtime.create` takes by name beside `params`."""
+
+    id: str | None
+    if_exists: IfExists
+    at: datetime | None
+    timeout: Duration | None
+    event: tuple[str, Any] | None
+    tags: Sequence[str] | None
+    token: str | None
+
+
+def prepare_birth(
+    host: Host,
+    definition: Definition,
+    params: Any,
+    *,
+    id_: str | None,
+    event: tuple[str, Any] | None,
+    tags: Sequence[str] | None,
+    timeout: Duration | None,
+    token: str | None,
+) -> tuple[Birth, Stored]:
+    """Return the birth of an instance and its encoded params.
+
+    Raises `InvalidParamsError`, `InvalidIdError`, `InvalidNameError`, `InvalidDurationError` and
+    `InvalidArgumentError`.
+    """
+    if id_ is None:
+        id_ = f"{host.clock.random_bits(128):032x}"
+    check_instance_id(id_)
+    stored: Stored = "null"
+    if params is not None or definition.has_params:
+        stored, _ = host.codec.coder(definition.params).accept(params)
+    return Birth(
+        workflow=definition.name,
+        id=id_,
+        incarnation=host.clock.random_bits(62) if token is None else _incarnation(token),
+        created_at_ms=host.clock.wall_ms(),
+        version=definition.version,
+        tags=None if tags is None else msgspec.json.encode(list(tags)).decode(),
+        event_type=None if event is None else event[0],
+        event_payload=None if event is None else _event_payload(host, *event),
+        timeout=None if timeout is None else deadline_in(host.clock, seconds(timeout)),
+    ), stored
+
+
+def _event_payload(host: Host, type_: str, payload: Any) -> str:
+    check_event_type(type_)
+    encoded, _ = host.codec.coder(Any).record(payload)
+    if isinstance(encoded, bytes):
+        raise InvalidArgumentError("the payload of create(event=...) must be a JSON value")
+    return encoded
+
+
+def _incarnation(token: str) -> int:
+    """Make an incarnation of a token, which tells whose creation is there."""
+    return int.from_bytes(hashlib.blake2b(token.encode(), digest_size=8).digest()) >> 2
