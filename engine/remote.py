@@ -29,11 +29,12 @@ import trio
 
 from perdure import errors
 from perdure.engine.app import App
+from perdure.engine.births import IfExists
 from perdure.engine.clock import SystemClock
 from perdure.engine.folder import StateFolder
 from perdure.engine.inbox import CreateBody, EventBody, ring
 from perdure.engine.instance import InstanceStatus, status_at_rest
-from perdure.engine.runtime import IfExists, open_runtime
+from perdure.engine.runtime import open_runtime
 from perdure.errors import (
     AmbiguousInstanceError,
     CommandError,

@@ -43,7 +43,7 @@ async def _await(part: Any) -> None:
 class NoJump(VirtualClock):
     """A clock that the test moves."""
 
-    async def wait(self, delay_ms: float | None, changed: trio.Event) -> None:  # noqa: ARG002 - it does not jump
+    async def wait(self, delay_ms: float | None, changed: trio.Event) -> None:  # it does not jump
         await super().wait(None, changed)
 
 
