@@ -49,8 +49,25 @@ CREATES: Final = frozenset(
         sqlite3.SQLITE_DROP_VIEW,
         sqlite3.SQLITE_DROP_INDEX,
         sqlite3.SQLITE_DROP_TRIGGER,
+        sqlite3.SQLITE_DROP_TEMP_TABLE,
+        sqlite3.SQLITE_DROP_TEMP_VIEW,
+        sqlite3.SQLITE_DROP_VTABLE,
     }
 )
+ATTACHED: Final = frozenset(
+    {
+        sqlite3.SQLITE_CREATE_INDEX,
+        sqlite3.SQLITE_CREATE_TRIGGER,
+        sqlite3.SQLITE_CREATE_TEMP_INDEX,
+        sqlite3.SQLITE_CREATE_TEMP_TRIGGER,
+        sqlite3.SQLITE_DROP_INDEX,
+        sqlite3.SQLITE_DROP_TRIGGER,
+    }
+)
+"""What belongs to a table, which SQLite tells in the second place."""
+RESERVED: Final = """
+    SELECT name FROM (SELECT name FROM sqlite_schema UNION ALL SELECT name FROM sqlite_temp_schema)
+    WHERE name LIKE '^_perdure^_%' ESCAPE '^'"""
 NEVER: Final = {
     sqlite3.SQLITE_ATTACH: "ATTACH",
     sqlite3.SQLITE_DETACH: "DETACH",
@@ -114,11 +131,14 @@ def _refusal(action: int, one: str, two: str) -> str | None:
         return f"PRAGMA {one} is not available here"
     if action in WRITES and one.lower().startswith("_perdure_"):
         return f"{one} belongs to the runtime; read it through the views {', '.join(sorted(VIEWS))}"
-    named = two if action == sqlite3.SQLITE_ALTER_TABLE else one
-    if (action in CREATES or action == sqlite3.SQLITE_ALTER_TABLE) and (
-        named.lower().startswith("_perdure_") or named.lower() in VIEWS
-    ):
-        return f"the name {named!r} belongs to the runtime: choose another"
+    named: list[str] = []
+    if action in CREATES:
+        named.append(one)
+    if action in ATTACHED or action == sqlite3.SQLITE_ALTER_TABLE:
+        named.append(two)
+    for name in named:
+        if name.lower().startswith("_perdure_") or name.lower() in VIEWS:
+            return f"the name {name!r} belongs to the runtime: choose another"
     if action == sqlite3.SQLITE_FUNCTION and two.lower() == "load_extension":
         return "extensions cannot be loaded here"
     return None
@@ -145,6 +165,16 @@ class Sql:
         >>> await step.transaction("open account", open_account)
         10
         """
+        if "alter" not in query.lower():
+            return self._exec(query, bindings)
+        with self.savepoint():  # SQLite does not tell in advance what a table is renamed to
+            before = set(self._file.fetch(RESERVED))
+            rows = self._exec(query, bindings)
+            for (name,) in set(self._file.fetch(RESERVED)) - before:
+                raise QueryRefusedError(f"refused: the name {name!r} belongs to the runtime", query=query)
+        return rows
+
+    def _exec(self, query: str, bindings: tuple[Any, ...]) -> Rows:
         self._guard.active = True
         self._guard.refused = ""
         try:

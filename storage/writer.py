@@ -19,7 +19,6 @@ import msgspec
 import outcome
 import trio
 
-from perdure.errors import PerdureError
 from perdure.storage.catalog import Catalog
 from perdure.storage.files import storage_error
 
@@ -125,8 +124,9 @@ def write_now(catalog: Catalog, operation: Callable[[Catalog], T], *, path: Path
         connection.execute("BEGIN IMMEDIATE")
         try:
             result = operation(catalog)
-        except PerdureError:
-            connection.execute("ROLLBACK")
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
             raise
         connection.execute("COMMIT")
     except sqlite3.Error as error:
