@@ -173,6 +173,17 @@ class Run:
         if self.over:
             raise WorkflowCodeError(f"step {name!r} was called after run() of {self.key} had ended")
 
+    @contextlib.contextmanager
+    def declaring(self) -> Iterator[None]:
+        """Several calls made as one: when one of them is refused, none has been made (law 13)."""
+        before = len(self.open_calls)
+        try:
+            yield
+        except BaseException:
+            for call in list(self.open_calls)[before:]:
+                del self.open_calls[call]
+            raise
+
     async def admit(self) -> None:
         """Let a call begin, or raise cancellation again in a run that is being stopped."""
         for scope in EXPIRED.get():  # a new call inside a deadline that has struck already

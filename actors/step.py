@@ -335,11 +335,12 @@ class WorkflowStep:
         run = self._run
         callee = callee_of(fn, run.library)
         parts: list[StepCall[Any]] = []
-        for index, item in enumerate(items):
-            part: DoCall[Any] = DoCall(
-                run, name, fn, (item,), callee=callee, config=config, returns=returns, key=index, depth=2
-            )
-            parts.append(part)
+        with run.declaring():
+            for index, item in enumerate(items):
+                part: DoCall[Any] = DoCall(
+                    run, name, fn, (item,), callee=callee, config=config, returns=returns, key=index, depth=2
+                )
+                parts.append(part)
         return GroupCall(run, name, parts, list, limit=limit, depth=2)
 
     @overload
@@ -363,7 +364,8 @@ class WorkflowStep:
         >>> await step.gather("both", parts)
         {'nap': None, 'levels': [0.4, 3.1]}
         """
-        calls = self._parts(name, parts)
+        with self._run.declaring():
+            calls = self._parts(name, parts)
         return GroupCall(
             self._run,
             name,
@@ -394,8 +396,9 @@ class WorkflowStep:
         """
         if not parts:
             raise _no_parts(name)
-        race: RaceCall[Any] = RaceCall(self._run, name, depth=2)
-        race.enter(self._parts(name, parts))
+        with self._run.declaring():
+            race: RaceCall[Any] = RaceCall(self._run, name, depth=2)
+            race.enter(self._parts(name, parts))
         return race
 
     def _parts(

@@ -24,7 +24,7 @@ class CountWords(WorkflowEntrypoint):
 
 def count_words(file: str) -> int:
     words = len(Path(file).read_text(encoding="utf-8").split())
-    print(f"counted {file}", flush=True)
+    print(f"counted {file}\n", end="", flush=True)  # in one write: two steps may print at once
     return words
 
 
