@@ -337,10 +337,12 @@ class WorkflowStep:
         parts: list[StepCall[Any]] = []
         with run.declaring():
             for index, item in enumerate(items):
-                part: DoCall[Any] = DoCall(
-                    run, name, fn, (item,), callee=callee, config=config, returns=returns, key=index, depth=2
+                args = (item,)
+                parts.append(
+                    DoCall(
+                        run, name, fn, args, callee=callee, config=config, returns=returns, key=index, depth=2
+                    )
                 )
-                parts.append(part)
         return GroupCall(run, name, parts, list, limit=limit, depth=2)
 
     @overload
@@ -394,8 +396,6 @@ class WorkflowStep:
         >>> await step.race("shorter nap", {"a": step.sleep("a", "1 hour"), "b": step.sleep("b", 1)})
         ('b', None)
         """
-        if not parts:
-            raise _no_parts(name)
         with self._run.declaring():
             race: RaceCall[Any] = RaceCall(self._run, name, depth=2)
             race.enter(self._parts(name, parts))
@@ -405,7 +405,7 @@ class WorkflowStep:
         self, name: str, parts: Mapping[str, StepCall[Any] | Callable[[], Any]]
     ) -> dict[str, StepCall[Any]]:
         if not parts:
-            raise _no_parts(name)
+            raise InvalidArgumentError(f"{name!r} has no parts: give at least one")
         calls: dict[str, StepCall[Any]] = {}
         for key, part in parts.items():
             if isinstance(part, StepCall):
@@ -497,7 +497,3 @@ class WorkflowStep:
             self._run, name, fn, args, returns=returns, key=key, function=function_identity(fn), depth=2
         )
         return call
-
-
-def _no_parts(name: str) -> InvalidArgumentError:
-    return InvalidArgumentError(f"{name!r} has no parts: give at least one")

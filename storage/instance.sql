@@ -175,7 +175,11 @@ FROM (
     SELECT step_seq, attempt, started_at, ended_at, outcome, error, heartbeat, cpu_ms FROM _perdure_attempts
     UNION ALL
     SELECT seq, attempt, attempt_at, ended_at,
-        CASE status WHEN 'waiting' THEN 'failed' ELSE status END, error, NULL, NULL
+        CASE WHEN status = 'waiting' THEN 'failed'
+            WHEN status = 'failed' AND json_extract(error, '$.class') = 'StepTimeoutError' THEN 'timeout'
+            WHEN status = 'failed' AND json_extract(error, '$.class') = 'StepLostError' THEN 'lost'
+            ELSE status END,
+        error, NULL, NULL
     FROM _perdure_steps AS s
     WHERE attempt > 0 AND superseded IS NULL
         AND NOT EXISTS (SELECT 1 FROM _perdure_attempts AS a WHERE a.step_seq = s.seq AND a.attempt = s.attempt)

@@ -111,7 +111,7 @@ def check_the_last_attempt_lost(
     told = run(program, folder, replay, 9, limit, *broken)
 
     assert told is not None
-    assert [limit + 1, "failed"] == told["attempts"][-1]
+    assert [limit + 1, "lost"] == told["attempts"][-1]
     assert told["error"].startswith(
         f"StepLostError: the process died during attempt {limit + 1} of step 'work'"
     )
