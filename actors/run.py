@@ -174,7 +174,7 @@ class Run:
             raise WorkflowCodeError(f"step {name!r} was called after run() of {self.key} had ended")
 
     @contextlib.contextmanager
-    def declaring(self) -> Iterator[None]:
+    def declaring(self) -> Generator[None]:
         """Several calls made as one: when one of them is refused, none has been made (law 13)."""
         before = len(self.open_calls)
         try:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,8 +52,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session", autouse=True)
 def plain_environment() -> Iterator[None]:
-    """Take away the variables by which a user points Perdure at a state folder of their own."""
+    """Take away the variables by which a user points Perdure at a state folder of their own.
+
+    The `perdure` that programs started by tests find is the one beside this interpreter, whether
+    its environment is active or not.
+    """
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", sysconfig.get_path("scripts"), prepend=os.pathsep)
         for name in [name for name in os.environ if name.startswith("PERDURE_")]:
             patch.delenv(name)
         yield
