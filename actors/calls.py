@@ -88,6 +88,9 @@ class StepCall(Generic[T]):
         finally:
             run.open_calls.pop(self, None)
 
+    def queue(self, race: int) -> None:
+        """Take a place in a race, by its seq, before any part of it runs: trio starts tasks in any order."""
+
     async def perform(self) -> T:
         """Carry the call out: finish what the journal has of it, or do it from the start."""
         raise NotImplementedError

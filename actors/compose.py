@@ -130,17 +130,34 @@ class RaceCall(StepCall[tuple[str, T]]):
     def answer(self, step: Step) -> tuple[str, T]:
         """Return the winner and its result, or raise its error."""
         who = str(msgspec.json.decode(self.run.journal.output(step)))
-        part = self.parts[who]
-        record = part.record
-        if record is None:
-            raise WorkflowCodeError(f"race {self.name!r} was won by {who!r}, which the journal does not have")
-        for loser in self.parts.values():
-            if loser.record is not None and not loser.record.finished:  # a kill came before it was cancelled
-                at_ms = self.run.host.clock.wall_ms()
-                self.run.journal.end(loser.record, "cancelled", at_ms=at_ms, error=None)
+        part = self.parts.get(who)
+        record = None if part is None else part.record
+        if part is None or record is None:
+            raise WorkflowCodeError(
+                f"race {self.name!r} was won by {who!r}, which is no part of it any more: keep the parts of a"
+                " race that instances may have run"
+            )
+        self._cancel_losers()  # a kill came before they were
         if record.status == "failed":
             raise part.error(record)
         return who, part.answer(record)
+
+    def _cancel_losers(self) -> None:
+        at_ms = self.run.host.clock.wall_ms()
+        for part in self.parts.values():
+            if part.record is not None and not part.record.finished:
+                self.run.journal.end(part.record, "cancelled", at_ms=at_ms, error=None)
+
+    def _decided(self, race: int) -> str | None:
+        """Return the first part that has finished already, or gets an event that is there already."""
+        for who, part in self.parts.items():
+            if _has_finished(part):
+                return who
+        for who, part in self.parts.items():
+            part.queue(race)
+            if _has_finished(part):
+                return who
+        return None
 
     async def perform(self) -> tuple[str, T]:
         """Let the parts run until one has finished; record which."""
@@ -151,6 +168,11 @@ class RaceCall(StepCall[tuple[str, T]]):
         step = self.record or run.journal.wait(
             "race", self.name, self.count, at_ms=run.host.clock.wall_ms(), wake=None
         )
+        winner = self._decided(step.seq)
+        if winner is not None:
+            run.journal.complete(step, msgspec.json.encode(winner).decode(), at_ms=run.host.clock.wall_ms())
+            await run.recorded()
+            return self.answer(step)
 
         async def compete(who: str, part: StepCall[T]) -> None:
             result = await _settled(part)
@@ -171,6 +193,10 @@ class RaceCall(StepCall[tuple[str, T]]):
         who, result = decided[0]
         value: T = result.unwrap()
         return who, value
+
+
+def _has_finished(part: StepCall[Any]) -> bool:
+    return part.record is not None and part.record.status in ("completed", "failed")
 
 
 class DeadlineCall(StepCall[bool], AbstractAsyncContextManager["DeadlineCall"]):

@@ -27,6 +27,7 @@ class WaitDetail(msgspec.Struct, frozen=True, omit_defaults=True):
 
     type: str
     where: bool = False
+    race: int | None = None
     event: int | None = None
     received_at_ms: int | None = None
 
@@ -87,6 +88,15 @@ class Mailbox:
             if taker is not None:
                 queue.remove(taker)
                 self._deliver(event, taker)
+                queue = self._without_rivals(queue, _detail(taker).race)
+
+    def _without_rivals(self, queue: list[Step], race: int | None) -> list[Step]:
+        """End the other waits of a race that an event has decided: a loser takes nothing."""
+        rivals = [] if race is None else [step for step in queue if _detail(step).race == race]
+        for step in rivals:
+            self._journal.end(step, "cancelled", at_ms=self._clock.wall_ms(), error=None)
+            self._live.pop(step.seq, None)
+        return [step for step in queue if step not in rivals]
 
     def _taker(self, event: EventRow, queue: list[Step]) -> Step | None:
         for step in queue:
@@ -113,12 +123,8 @@ class Mailbox:
     def _deliver(self, event: EventRow, step: Step) -> None:
         detail = _detail(step)
         self._mail.deliver(event, step.seq)
-        self._journal.set_detail(
-            step,
-            msgspec.json.encode(
-                WaitDetail(detail.type, detail.where, event=event.seq, received_at_ms=event.received.wall_ms)
-            ).decode(),
-        )
+        detail = msgspec.structs.replace(detail, event=event.seq, received_at_ms=event.received.wall_ms)
+        self._journal.set_detail(step, msgspec.json.encode(detail).decode())
         self._journal.complete(step, event.payload, at_ms=self._clock.wall_ms())
         wait = self._live.pop(step.seq, None)
         if wait is not None:
@@ -129,9 +135,9 @@ def _detail(step: Step) -> WaitDetail:
     return msgspec.json.decode(step.detail or "{}", type=WaitDetail)
 
 
-def wait_detail(type_: str, *, where: bool) -> str:
-    """Return the detail of a new wait as the journal keeps it."""
-    return msgspec.json.encode(WaitDetail(type_, where)).decode()
+def wait_detail(type_: str, *, where: bool, race: int | None = None) -> str:
+    """Return the detail of a new wait as the journal keeps it; `race` is the seq of its race."""
+    return msgspec.json.encode(WaitDetail(type_, where, race)).decode()
 
 
 def delivered(step: Step) -> WaitDetail:

@@ -96,7 +96,7 @@ class SleepCall(StepCall[None]):
 class EventCall(StepCall[StepEvent[T]]):
     """A call of `step.wait_for_event`."""
 
-    __slots__ = ("timeout_s", "type", "where_decoded")
+    __slots__ = ("queued", "race", "timeout_s", "type", "where_decoded")
 
     def __init__(
         self,
@@ -114,6 +114,8 @@ class EventCall(StepCall[StepEvent[T]]):
         self.type = type_
         self.timeout_s = timeout_s
         self.where_decoded = where
+        self.queued: Wait | None = None
+        self.race: int | None = None
         self.coder = coder
 
     def answer(self, step: Step) -> StepEvent[T]:
@@ -127,9 +129,7 @@ class EventCall(StepCall[StepEvent[T]]):
     async def perform(self) -> StepEvent[T]:
         """Wait for an event or for the deadline."""
         run = self.run
-        step = self.record
-        if step is None:
-            step = self._start()
+        step = self.record or self._start()
         match step.status:
             case "completed":
                 return self.answer(step)
@@ -139,8 +139,10 @@ class EventCall(StepCall[StepEvent[T]]):
                 await run.until_cancelled()
             case _:
                 pass
-        wait = Wait(step, self._where())
+        wait = self.queued or Wait(step, self._where())
         await self._wait(wait)
+        if wait.step.status == "cancelled":  # a rival has just won the race
+            await run.until_cancelled()
         if wait.error is not None:
             self._fail(step, wait.error)
         elif step.status == "waiting":
@@ -150,10 +152,18 @@ class EventCall(StepCall[StepEvent[T]]):
             raise self.error(step)
         return self.answer(step)
 
+    def queue(self, race: int) -> None:
+        """Ask for an event in the order in which the parts of a race stand (law 6)."""
+        self.race = race
+        self.record = self.record or self._start()
+        if self.record.status == "waiting":
+            self.queued = Wait(self.record, self._where())
+            self.run.mailbox.register(self.queued)
+
     def _start(self) -> Step:
         run = self.run
         wake = None if self.timeout_s is None else deadline_in(run.host.clock, self.timeout_s)
-        detail = wait_detail(self.type, where=self.where_decoded is not None)
+        detail = wait_detail(self.type, where=self.where_decoded is not None, race=self.race)
         return run.journal.wait(
             "event", self.name, self.count, at_ms=run.host.clock.wall_ms(), wake=wake, detail=detail
         )

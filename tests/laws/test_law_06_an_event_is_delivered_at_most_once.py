@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
 from perdure import (
     EventTimeoutError,
@@ -21,7 +22,9 @@ from perdure import (
     WorkflowStep,
 )
 from perdure.actors.actor import Actor
+from perdure.actors.compose import RaceCall
 from perdure.actors.host import Replay
+from perdure.actors.mailbox import Mailbox
 from perdure.actors.waiting import EventCall
 from perdure.engine.loop import GameLoop
 from perdure.storage.mail import Mail
@@ -189,6 +192,48 @@ async def test_a_predicate_that_raises_fails_its_wait_and_the_event_stays(
     assert [("{}", None)] == rows
 
 
+RACES = 12
+"""trio starts the tasks of a race in one of two orders, by chance: of so many races one will differ."""
+
+
+async def check_the_order_in_a_race(folder: Path, replay: Replay, clock: VirtualClock) -> None:
+    """Have all events there before any wait is asked for."""
+
+    class Races(WorkflowEntrypoint):
+        async def run(self, event: WorkflowEvent[Any], step: WorkflowStep) -> list[str]:
+            won: list[str] = []
+            for number in range(RACES):
+                names = [f"{letter}{number}" for letter in "ab"]
+                parts = {name: step.wait_for_event(name, type="item", timeout=None) for name in names}
+                who, got = await step.race(f"race {number}", parts)
+                won.append(f"{who} with {got.payload}")
+            return won
+
+    start = datetime.fromtimestamp(clock.wall_ms() / 1000, UTC) + timedelta(hours=1)
+    async with open_test_runtime(folder, workflows=[Races], replay=replay, clock=clock) as runtime:
+        instance = await runtime.create(Races, id="a", at=start)
+        for number in range(RACES):
+            await instance.send_event("item", number)
+        clock.advance(3600)
+        with trio.fail_after(2):
+            assert [f"a{number} with {number}" for number in range(RACES)] == await instance.result()
+
+
+async def test_the_waits_in_a_race_are_served_in_the_order_in_which_they_stand(
+    folder: Path, replay: Replay, clock: VirtualClock
+) -> None:
+    await check_the_order_in_a_race(folder, replay, clock)
+
+
+async def test_the_order_in_a_race_check_fails_when_waits_queue_as_their_tasks_start(
+    folder: Path, clock: VirtualClock, broken: Broken
+) -> None:
+    broken(EventCall, "queue", lambda *_: None)
+
+    with pytest.raises((AssertionError, trio.TooSlowError)):
+        await check_the_order_in_a_race(folder, "warm", clock)
+
+
 # -- against the timeout -----------------------------------------------------------------------
 
 
@@ -260,6 +305,104 @@ async def test_the_timeout_check_fails_when_the_answer_depends_on_when_one_looks
 
     with pytest.raises(AssertionError):
         await check_the_timeout(folder, "warm", reached, clock, case)
+
+
+async def check_a_race_against_a_sleep(
+    folder: Path, replay: Replay, reached: Reached, clock: VirtualClock
+) -> None:
+    """Send events where nobody can look at them, and look when the sleeps beside them are over too."""
+
+    class Races(WorkflowEntrypoint):
+        async def run(self, event: WorkflowEvent[Any], step: WorkflowStep) -> list[str]:
+            races: dict[str, Any] = {}
+            for number in range(4):
+                parts: list[tuple[str, Any]] = [
+                    ("sleep", step.sleep(f"sleep {number}", "1 hour")),
+                    ("event", step.wait_for_event(f"event {number}", type=f"item {number}", timeout=None)),
+                ]
+                races[str(number)] = step.race(f"race {number}", dict(parts[:: 1 if number % 2 else -1]))
+            return [who for who, _ in (await step.gather("races", races)).values()]
+
+    async with open_test_runtime(folder, workflows=[Races], replay=replay, clock=clock) as runtime:
+        instance = await runtime.create(Races, id="a")
+        for number in range(4):
+            await reached(instance, "event started", f"event {number}")
+            await reached(instance, "sleep started", f"sleep {number}")
+    clock.advance(1800)
+    async with open_test_runtime(folder, replay=replay, clock=clock) as runtime:
+        for number in range(4):
+            await (await runtime.get("Races", "a")).send_event(f"item {number}", number)
+    clock.advance(3600)
+    async with open_test_runtime(folder, workflows=[Races], replay=replay, clock=clock) as runtime:
+        assert ["event"] * 4 == await (await runtime.get(Races, "a")).result()
+
+
+async def test_an_event_that_came_first_wins_its_race_though_it_is_looked_at_later(
+    folder: Path, replay: Replay, reached: Reached, clock: VirtualClock
+) -> None:
+    await check_a_race_against_a_sleep(folder, replay, reached, clock)
+
+
+async def test_the_race_check_fails_when_the_order_of_tasks_decides(
+    folder: Path, reached: Reached, clock: VirtualClock, broken: Broken
+) -> None:
+    broken(RaceCall, "_decided", lambda *_: None)
+
+    with pytest.raises(AssertionError):
+        await check_a_race_against_a_sleep(folder, "warm", reached, clock)
+
+
+async def check_a_loser_takes_nothing(
+    folder: Path, replay: Replay, reached: Reached, clock: VirtualClock, *, seen: bool
+) -> None:
+    """Send two events while both waits of a race wait: one is for the race, the other for what follows."""
+
+    class Race(WorkflowEntrypoint):
+        async def run(self, event: WorkflowEvent[Any], step: WorkflowStep) -> list[Any]:
+            names = ("a", "b")
+            parts = {name: step.wait_for_event(name, type="item", timeout=None) for name in names}
+            who, first = await step.race("race", parts)
+            second = await step.wait_for_event("after", type="item", timeout=None)
+            return [who, first.payload, second.payload]
+
+    async with open_test_runtime(folder, workflows=[Race], replay=replay, clock=clock) as runtime:
+        instance = await runtime.create(Race, id="a")
+        await reached(instance, "event started", "b")
+        if seen:  # in one tick, so that no task of the race runs in between
+            await both(instance)
+    async with open_test_runtime(folder, replay=replay, clock=clock) as runtime:
+        if not seen:
+            await both(await runtime.get("Race", "a"))
+    async with open_test_runtime(folder, workflows=[Race], replay=replay, clock=clock) as runtime:
+        with trio.fail_after(2):
+            assert ["a", 1, 2] == await (await runtime.get(Race, "a")).result()
+
+
+async def both(instance: Instance[Any]) -> None:
+    loop: GameLoop = vars(instance)["_loop"]
+
+    def receive(actor: Actor) -> None:
+        for number in (1, 2):
+            actor.receive("item", str(number), token=None)
+
+    await loop.command(instance.key, receive)
+
+
+@pytest.mark.parametrize("seen", [True, False])
+async def test_an_event_is_not_lost_on_the_loser_of_a_race(
+    folder: Path, replay: Replay, reached: Reached, clock: VirtualClock, seen: bool
+) -> None:
+    await check_a_loser_takes_nothing(folder, replay, reached, clock, seen=seen)
+
+
+@pytest.mark.parametrize("seen", [True, False])
+async def test_the_loser_check_fails_when_rivals_stay_in_the_queue(
+    folder: Path, reached: Reached, clock: VirtualClock, seen: bool, broken: Broken
+) -> None:
+    broken(Mailbox, "_without_rivals", lambda *args: args[1])
+
+    with pytest.raises((AssertionError, trio.TooSlowError)):
+        await check_a_loser_takes_nothing(folder, "warm", reached, clock, seen=seen)
 
 
 # -- after the end -----------------------------------------------------------------------------
