@@ -106,6 +106,7 @@ class Actor:
         """Before this moment `run()` is not called, though an event or a query may open the file."""
         self._ending: Literal["terminate", "shutdown"] | None = None
         self.journal.load()
+        self.mailbox.forget_waits()
 
     # -- reading ---------------------------------------------------------------------------
 

@@ -51,11 +51,14 @@ class Mailbox:
         self._mail = mail
         self._journal = journal
         self._clock = clock
+        self._queue: dict[int, Step] = {}
         self._live: dict[int, Wait] = {}
+        self.forget_waits()
 
     def forget_waits(self) -> None:
-        """Forget the calls of the last run; their waits stand in the journal."""
+        """Forget the calls of the last run; their waits stand in the journal, which has just been loaded."""
         self._live.clear()
+        self._queue = {step.seq: step for step in self._journal.waiting_events()}
 
     def receive(self, type_: str, payload: Stored, *, token: str | None) -> bool:
         """Take an event in and hand it on; False where its token says it came before."""
@@ -70,19 +73,20 @@ class Mailbox:
     def register(self, wait: Wait) -> None:
         """Queue a wait at the place that its step has, and serve it if an event is there."""
         self._live[wait.step.seq] = wait
+        self._queue[wait.step.seq] = wait.step
         self.match()
 
     def withdraw(self, wait: Wait) -> None:
-        """Take a wait out of the queue."""
-        self._live.pop(wait.step.seq, None)
+        """Take a wait that is over out of the queue; one that a stopped run leaves behind keeps its place."""
+        if wait.step.finished:
+            self._live.pop(wait.step.seq, None)
+            self._queue.pop(wait.step.seq, None)
 
     def match(self) -> None:
         """Deliver every event that a wait is there for."""
         if not self._mail.undelivered:
             return
-        waiting: dict[int, Step] = {step.seq: step for step in self._journal.waiting_events()}
-        waiting.update({seq: wait.step for seq, wait in self._live.items() if wait.step.status == "waiting"})
-        queue = [waiting[seq] for seq in sorted(waiting)]
+        queue = [step for _, step in sorted(self._queue.items()) if step.status == "waiting"]
         for event in self._mail.undelivered:
             taker = self._taker(event, queue)
             if taker is not None:

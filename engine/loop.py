@@ -74,6 +74,7 @@ class GameLoop:
         self._ring = trio.Event()
         self._nursery: trio.Nursery | None = None
         self._next: Any = None
+        self._awaits_opening = False
 
     # -- the loop --------------------------------------------------------------------------
 
@@ -172,8 +173,18 @@ class GameLoop:
             moves.append(Deadline(wall_ms=0, boot_ms=boot_ms, boot=clock.boot))
         if wall_ms is not None:
             moves.append(Deadline(wall_ms=wall_ms))
-        timers = [self.host.timers.at(move, self.ring) for move in moves if not self._is_starting(move)]
-        self._next = _All(timers)
+        starting = [move for move in moves if self._is_starting(move)]
+        self._next = _All([self.host.timers.at(move, self.ring) for move in moves if move not in starting])
+        if starting and not self._awaits_opening and self._nursery is not None:
+            self._awaits_opening = True
+            self._nursery.start_soon(self._ring_when_opened)
+
+    async def _ring_when_opened(self) -> None:
+        """Look again once what is starting now has marked its row: behind it others may be due."""
+        for life in list(self.lives.values()):
+            await life.opened.wait()
+        self._awaits_opening = False
+        self.ring()
 
     def _is_starting(self, move: Deadline) -> bool:
         """Whether the row that is due already belongs to a life that has not marked it open yet."""
@@ -210,6 +221,8 @@ class GameLoop:
         life = self.lives.get(actor.key)
         if life is not None and life.crashes and actor.is_parked:
             self.forgive(life)  # it only waits: another instance takes the process down
+        if len(self.lives) >= self.host.limits.warm_max:
+            self.ring()  # there may be somebody to make way for
         if life is None or life.quiet_timer_set:
             return
         life.quiet_timer_set = True

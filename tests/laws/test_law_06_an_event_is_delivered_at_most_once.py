@@ -40,11 +40,11 @@ DELIVERED = (
 
 
 class Collector(WorkflowEntrypoint):
-    """Takes four events of one type, with a nap before the last two."""
+    """Takes five events of one type, with a nap after the second."""
 
     async def run(self, event: WorkflowEvent[Any], step: WorkflowStep) -> list[Any]:
         got: list[Any] = []
-        for number in range(4):
+        for number in range(5):
             if number == 2:
                 await step.sleep("nap", "1 hour")
             got.append((await step.wait_for_event(f"wait {number}", type="item", timeout=None)).payload)
@@ -64,18 +64,19 @@ async def check_order(folder: Path, replay: Replay, reached: Reached) -> None:
         await instance.send_event("item", 2)
         await instance.send_event("other", "nobody asks for it")
         await instance.send_event("item", 3)
+        await instance.send_event("item", 4)
     async with open_test_runtime(folder, workflows=[Collector], replay=replay) as runtime:
         instance = await runtime.get(Collector, "a")
         await instance.resume()
-        await reached(instance, "event completed", "wait 2")  # an hour later: it has hibernated and woken
-        await instance.send_event("item", 4)
+        await reached(instance, "event completed", "wait 3")  # an hour later: it has hibernated and woken
+        await instance.send_event("item", 5)
         result = await instance.result()
         rows = [tuple(row) for row in await instance.sql(DELIVERED)]
 
-    assert [1, 2, 3, 4] == result
+    assert [1, 2, 3, 4, 5] == result
     assert [(str(number + 1), f"wait {number}") for number in range(2)] == rows[:2]
     assert ('"nobody asks for it"', None) == rows[2]
-    assert [("3", "wait 2"), ("4", "wait 3")] == rows[3:]
+    assert [("3", "wait 2"), ("4", "wait 3"), ("5", "wait 4")] == rows[3:]
 
 
 async def test_events_arrive_once_and_in_order_across_pause_hibernation_and_restart(
@@ -349,7 +350,8 @@ async def test_the_race_check_fails_when_the_order_of_tasks_decides(
     broken(RaceCall, "_decided", lambda *_: None)
 
     with pytest.raises(AssertionError):
-        await check_a_race_against_a_sleep(folder, "warm", reached, clock)
+        for number in range(40):  # trio draws the order by lot, and may draw the right one
+            await check_a_race_against_a_sleep(folder / str(number), "warm", reached, clock)
 
 
 async def check_a_loser_takes_nothing(
