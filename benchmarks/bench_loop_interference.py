@@ -32,7 +32,7 @@ from typing import Final, Literal
 
 import msgspec
 import trio
-from harness import Bench, Report, Row, Section, main, median, percentile
+from perdure.benchmarks.harness import Bench, Report, Row, Section, main, median, percentile
 
 import perdure
 from perdure import StepContext, WorkflowEntrypoint, WorkflowEvent, WorkflowStep, process_step

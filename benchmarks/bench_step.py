@@ -29,7 +29,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 import trio
-from harness import Bench, Report, Row, Section, main, median, ratio
+from perdure.benchmarks.harness import Bench, Report, Row, Section, main, median, ratio
 
 import perdure
 from perdure import WorkflowEntrypoint, WorkflowEvent, WorkflowStep

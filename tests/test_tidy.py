@@ -18,8 +18,8 @@ import pytest
 pytestmark = pytest.mark.checkout
 
 ROOT = Path(__file__).resolve().parent.parent
-FLOORS = ("actors", "cli", "engine", "storage")
-FOLDERS = (*FLOORS, "src", "tests", "benchmarks", "examples")
+FLOORS = ("actors", "benchmarks", "cli", "engine", "storage")
+FOLDERS = (*FLOORS, "src", "tests", "examples")
 TEXTS = {".css", ".html", ".js", ".json", ".md", ".py", ".pyi", ".sh", ".sql", ".toml", ".txt", ".yml"}
 TEXT_NAMES = {"LICENSE", "Makefile", "run"}
 ALSO = (*FOLDERS, "docs", ".ci")

@@ -1,6 +1,6 @@
 """Check what a built wheel and sdist hold against the source tree.
 
-Run by `make wheel` and `.ci/run` with the folder of the built files. The four floors are links in
+Run by `make wheel` and `.ci/run` with the folder of the built files. The floors are links in
 the checkout and real folders in the wheel, and a build that walks them wrongly loses a floor
 without a word: so the wheel must hold each source file of the package, and nothing else.
 
@@ -18,7 +18,7 @@ import zipfile
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-FLOORS: Final = ("actors", "cli", "engine", "storage")
+FLOORS: Final = ("actors", "benchmarks", "cli", "engine", "storage")
 LEFT_BEHIND: Final = {".pyc", ".pyo"}
 SDIST_ALSO: Final = {"LICENSE", "README.md", "pyproject.toml", "PKG-INFO"}
 

@@ -23,7 +23,7 @@ import trio
 import perdure
 from perdure import WorkflowEntrypoint, WorkflowEvent, WorkflowStep
 
-FLOORS: Final = {"actors", "cli", "engine", "storage"}
+FLOORS: Final = {"actors", "benchmarks", "cli", "engine", "storage"}
 
 
 def double(number: int) -> int:
