@@ -34,7 +34,8 @@ from perdure.errors import StateError
 from perdure.limits import Limits
 from perdure.storage.files import PAGE_BYTES, InstanceFile, storage_error
 from perdure.storage.records import Durability
-from perdure.storage.syncing import SyncThreads, open_sync_threads
+from perdure.storage.syncing import FileSync, Syncing
+from perdure.storage.threads import open_threads
 
 logger: Final = logging.getLogger("perdure.storage")
 CHECKPOINT_BYTES: Final = Limits().wal_pages_max * PAGE_BYTES
@@ -63,7 +64,8 @@ class Ticket:
 class Gate:
     """All files' gate: commits, syncs and opens. One per runtime, run by one task.
 
-    A file is checkpointed once `checkpoint_bytes` or so have been committed to it. `on_commit` is
+    Where `syncing` is not given, files are synced one by one in `threads_max` threads. A file is
+    checkpointed once `checkpoint_bytes` or so have been committed to it. `on_commit` is
     called in the loop with every file just committed, `on_failure` with a file that failed and the error.
     """
 
@@ -72,6 +74,7 @@ class Gate:
         *,
         durability: Durability,
         threads_max: int,
+        syncing: Syncing | None = None,
         checkpoint_bytes: int = CHECKPOINT_BYTES,
         on_commit: Callable[[InstanceFile], None] | None = None,
         on_failure: Callable[[InstanceFile, Exception], None] | None = None,
@@ -79,6 +82,7 @@ class Gate:
         self.durability: Durability = durability
         self._limiter = trio.CapacityLimiter(threads_max)
         self._threads_max = threads_max
+        self._safekeeping = syncing
         self._checkpoint_bytes = checkpoint_bytes
         self._on_commit = on_commit
         self._on_failure = on_failure
@@ -153,7 +157,8 @@ class Gate:
 
     async def run(self) -> None:
         """Serve for ever: one round after another while there is work."""
-        with open_sync_threads(self._threads_max) as threads:
+        with open_threads("perdure sync", self._threads_max) as threads:
+            syncing = self._safekeeping or FileSync(threads)
             async with trio.open_nursery() as checkpoints:
                 while True:
                     await self._work.wait()
@@ -161,9 +166,9 @@ class Gate:
                     # yet, what that made ready gets to write too: a group's end and the step behind it.
                     if not self._awaited:
                         await trio.lowlevel.checkpoint()
-                    await self._round(threads, checkpoints)
+                    await self._round(syncing, checkpoints)
 
-    async def _round(self, threads: SyncThreads, checkpoints: trio.Nursery) -> None:
+    async def _round(self, syncing: Syncing, checkpoints: trio.Nursery) -> None:
         batch = list(self._dirty)
         self._dirty.clear()
         self._work = trio.Event()
@@ -180,7 +185,7 @@ class Gate:
             elif self._may_checkpoint(file):
                 self._begin_checkpoint(checkpoints, file)
         if waited and self.durability == "full":
-            await self._sync(threads, waited)
+            await self._sync(syncing, waited)
         for file, ticket, generation in waited:
             if file.failure is None:
                 file.durable_generation = max(file.durable_generation, generation)
@@ -207,11 +212,11 @@ class Gate:
             return False
         return True
 
-    async def _sync(self, threads: SyncThreads, waited: list[tuple[InstanceFile, Ticket, int]]) -> None:
-        """Make the committed files durable: file by file, in as many threads as allowed."""
+    async def _sync(self, syncing: Syncing, waited: list[tuple[InstanceFile, Ticket, int]]) -> None:
+        """Make the committed files durable, together."""
         files = [file for file, _, _ in waited]
         self._syncing.update(files)
-        errors = await threads.sync(files)
+        errors = await syncing.sync(files)
         self._syncs += len(files)
         self._syncing.difference_update(files)
         self._wake()

@@ -1,90 +1,43 @@
-"""Threads that do nothing but wait for the disk: the gate's, so that the loop never does.
+"""How commits become durable: the seam behind the gate, and its plain form, file by file.
 
-A sync is short and there is one for every step of a chain, so the way to the thread and back is a
-good part of what it costs. These threads are kept, are handed work through a queue and answer
-through a pipe that the loop waits for: half of what a general worker thread costs, which sets up
-a context, a limiter and a cancellation that no sync needs.
-
-Only the gate uses this. Threads are started when first needed.
+The relay log is the other form (`relay.py`).
 
 Invariants:
-    `sync` returns when every file has been synced or has failed, cancelled or not.
-    After `close` no thread is left.
+    `sync` returns when every file has been made durable or has failed, cancelled or not.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-import queue
-import threading
-from collections.abc import Generator, Iterable
-from typing import Final, TypeAlias
-
-import outcome
-import trio
+import functools
+from collections.abc import Iterable, Sequence
+from typing import Protocol, TypeAlias
 
 from perdure.storage.files import InstanceFile
+from perdure.storage.threads import Threads
 
 Failures: TypeAlias = list[tuple[InstanceFile, OSError]]
 
-DONE: Final = b"."
-"""One byte in the pipe for each share that a thread has finished."""
+
+class Syncing(Protocol):
+    """Makes committed files durable. Used by the gate's task alone."""
+
+    async def sync(self, files: Sequence[InstanceFile]) -> Failures:
+        """Return once all that was committed to `files` is on disk, with those that failed."""
+        ...
 
 
-class SyncThreads:
-    """Up to `threads_max` threads. Used by one task, from inside `open_sync_threads`."""
+class FileSync:
+    """Syncs each file's WAL by itself, spread over threads."""
 
-    def __init__(self, threads_max: int) -> None:
-        self._threads_max = threads_max
-        self._threads: list[threading.Thread] = []
-        self._shares: queue.SimpleQueue[list[InstanceFile] | None] = queue.SimpleQueue()
-        self._results: list[outcome.Outcome[Failures]] = []
-        self._answers, self._answer = os.pipe2(os.O_CLOEXEC) if hasattr(os, "pipe2") else os.pipe()
+    def __init__(self, threads: Threads) -> None:
+        self._threads = threads
 
-    async def sync(self, files: list[InstanceFile]) -> Failures:
-        """Sync all files, spread over the threads, and return those that failed, with their errors."""
-        shares = [files[start :: self._threads_max] for start in range(min(self._threads_max, len(files)))]
-        while len(self._threads) < len(shares):
-            self._start()
-        for share in shares:
-            self._shares.put(share)
-        left = len(shares)
-        with trio.CancelScope(shield=True):
-            while left:
-                await trio.lowlevel.wait_readable(self._answers)
-                left -= len(os.read(self._answers, left))
-        results, self._results = self._results, []
+    async def sync(self, files: Sequence[InstanceFile]) -> Failures:
+        """As in `Syncing`. Raises what is no failure of the disk but a defect."""
+        count = self._threads.threads_max
+        shares = [files[start::count] for start in range(min(count, len(files)))]
+        results = await self._threads.run([functools.partial(sync_files, share) for share in shares])
         return [failure for result in results for failure in result.unwrap()]
-
-    def _start(self) -> None:
-        thread = threading.Thread(target=self._serve, name=f"perdure sync {len(self._threads)}", daemon=True)
-        self._threads.append(thread)
-        thread.start()
-
-    def _serve(self) -> None:
-        while (share := self._shares.get()) is not None:
-            self._results.append(outcome.capture(sync_files, share))
-            os.write(self._answer, DONE)
-
-    def close(self) -> None:
-        """End the threads. They are idle: nobody is inside `sync`."""
-        for _ in self._threads:
-            self._shares.put(None)
-        for thread in self._threads:
-            thread.join()
-        os.close(self._answers)
-        os.close(self._answer)
-
-
-@contextlib.contextmanager
-def open_sync_threads(threads_max: int) -> Generator[SyncThreads]:
-    """Give sync threads while inside."""
-    threads = SyncThreads(threads_max)
-    try:
-        yield threads
-    finally:
-        threads.close()
 
 
 def sync_files(files: Iterable[InstanceFile]) -> Failures:

@@ -10,6 +10,7 @@ Invariants:
 
 from __future__ import annotations
 
+import functools
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ import trio
 
 from perdure.storage.catalog import Catalog
 from perdure.storage.files import storage_error
+from perdure.storage.threads import open_threads
 
 T = TypeVar("T")
 
@@ -69,19 +71,19 @@ class CatalogWriter:
 
     async def run(self) -> None:
         """Serve for ever."""
-        while True:
-            await self._work.wait()
-            await trio.lowlevel.checkpoint()
-            batch = self._waiting[: self._batch_max]
-            del self._waiting[: self._batch_max]
-            if not self._waiting:
-                self._work = trio.Event()
-            self._writing = len(batch)
-            with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(self._transact, batch)
-            self._writing = 0
-            for write in batch:
-                write.done.set()
+        with open_threads("perdure catalog", 1) as threads:
+            while True:
+                await self._work.wait()
+                await trio.lowlevel.checkpoint()
+                batch = self._waiting[: self._batch_max]
+                del self._waiting[: self._batch_max]
+                if not self._waiting:
+                    self._work = trio.Event()
+                self._writing = len(batch)
+                await threads.run_one(functools.partial(self._transact, batch))
+                self._writing = 0
+                for write in batch:
+                    write.done.set()
 
     def _transact(self, batch: list[_Write[Any]]) -> None:
         connection = self._catalog.connection

@@ -12,7 +12,8 @@ import trio.testing
 
 from perdure.storage.disk import Disk
 from perdure.storage.files import InstanceFile, create_file, open_file
-from perdure.storage.syncing import open_sync_threads
+from perdure.storage.syncing import FileSync
+from perdure.storage.threads import open_threads
 
 
 class SlowDisk(Disk):
@@ -72,25 +73,25 @@ def sync_threads() -> list[str]:
 async def test_files_are_spread_over_no_more_threads_than_allowed(folder: Folder) -> None:
     disk = SlowDisk()
     disk.let.set()
-    with open_sync_threads(3) as threads:
-        assert [] == await threads.sync([folder.open(disk) for _ in range(7)])
+    with open_threads("perdure sync", 3) as threads:
+        assert [] == await FileSync(threads).sync([folder.open(disk) for _ in range(7)])
         assert 3 == len(sync_threads())
 
     assert 7 == disk.statistics().file_syncs
 
 
 async def test_a_thread_is_started_when_it_is_needed(folder: Folder) -> None:
-    with open_sync_threads(3) as threads:
+    with open_threads("perdure sync", 3) as threads:
         assert [] == sync_threads()
-        await threads.sync([folder.open(Disk())])
+        await FileSync(threads).sync([folder.open(Disk())])
         assert 1 == len(sync_threads())
 
 
 async def test_a_file_that_cannot_be_synced_is_told_apart(folder: Folder) -> None:
     good, bad = folder.open(Disk()), folder.open(BadDisk())
-    with open_sync_threads(1) as threads:
-        ((file, error),) = await threads.sync([bad, good])
-        assert [] == await threads.sync([good])
+    with open_threads("perdure sync", 1) as threads:
+        ((file, error),) = await FileSync(threads).sync([bad, good])
+        assert [] == await FileSync(threads).sync([good])
 
     assert bad is file
     assert 5 == error.errno
@@ -98,21 +99,21 @@ async def test_a_file_that_cannot_be_synced_is_told_apart(folder: Folder) -> Non
 
 async def test_a_defect_in_a_thread_is_raised_in_the_loop_and_hangs_nobody(folder: Folder) -> None:
     broken, good = folder.open(MisbehavedDisk()), folder.open(Disk())
-    with open_sync_threads(1) as threads:
+    with open_threads("perdure sync", 1) as threads:
         with pytest.raises(RuntimeError, match="a defect"):
-            await threads.sync([broken])
-        assert [] == await threads.sync([good])
+            await FileSync(threads).sync([broken])
+        assert [] == await FileSync(threads).sync([good])
 
 
 async def test_a_sync_under_way_is_waited_for_when_its_task_is_cancelled(folder: Folder) -> None:
     disk = SlowDisk()
     returned = False
-    with open_sync_threads(1) as threads:
+    with open_threads("perdure sync", 1) as threads:
         async with trio.open_nursery() as nursery:
 
             async def sync() -> None:
                 nonlocal returned
-                await threads.sync([folder.open(disk)])
+                await FileSync(threads).sync([folder.open(disk)])
                 returned = True
 
             nursery.start_soon(sync)
@@ -125,7 +126,7 @@ async def test_a_sync_under_way_is_waited_for_when_its_task_is_cancelled(folder:
 
 
 async def test_no_thread_is_left(folder: Folder) -> None:
-    with open_sync_threads(2) as threads:
-        await threads.sync([folder.open(Disk()), folder.open(Disk())])
+    with open_threads("perdure sync", 2) as threads:
+        await FileSync(threads).sync([folder.open(Disk()), folder.open(Disk())])
 
     assert [] == sync_threads()
