@@ -39,6 +39,7 @@ from perdure.storage.catalog import Catalog
 from perdure.storage.disk import Disk
 from perdure.storage.files import InstanceFile, create_file, open_file, remove_file, storage_error
 from perdure.storage.lifecycle import bear, is_born, read_state
+from perdure.storage.opening import FileHost
 from perdure.storage.records import (
     FINISHED,
     Birth,
@@ -64,6 +65,8 @@ class Owner(Protocol):
     durability: Durability
     host: Host
     writer: CatalogWriter
+    openings: FileHost
+    closings: FileHost
     worker: int
     env: Any
 
@@ -78,7 +81,8 @@ class Owner(Protocol):
 
 class Life:
     """One instance in memory. `opened` and `closed` are events; `error` says why opening failed,
-    `stuck` why the catalog cannot be told that it is at rest.
+    `stuck` why the catalog cannot be told that it is at rest. `will_wake` says whether, once at rest,
+    the catalog has a moment for it to go on.
     """
 
     def __init__(self, key: Key, owner: Owner, definition: Definition | None) -> None:
@@ -92,6 +96,7 @@ class Life:
         self.stuck: StateError | None = None
         self.crashes = 0
         self.quiet_timer_set = False
+        self.will_wake = False
         self._owner = owner
         self._definition = definition
         self._users = 0
@@ -102,11 +107,11 @@ class Life:
 
     # -- from birth to rest ----------------------------------------------------------------
 
-    async def live(self, row: CatalogRow, *, epoch: int | None) -> None:
-        """Live from the claim to the closing of the file. `epoch` is given where it is claimed already."""
+    async def live(self, row: CatalogRow) -> None:
+        """Live from the claim, which gave `row`, to the closing of the file."""
         try:
             try:
-                await self._open(row, epoch)
+                await self._open(row)
             except PerdureError as error:
                 await self._failed_to_open(error)
                 return
@@ -131,14 +136,13 @@ class Life:
                 await self._close()
             self.closed.set()
 
-    async def _open(self, row: CatalogRow, epoch: int | None) -> None:
+    async def _open(self, row: CatalogRow) -> None:
         owner = self._owner
-        if epoch is None:
-            epoch = await owner.writer.write(lambda catalog: catalog.claim(self.key, owner.worker))
+        epoch = row.epoch
         birth = decode_birth(row.birth)
-        file = await self._file(birth)
+        file, newborn = await owner.openings.do(lambda: self._file(birth))
+        self.file = file
         file.owner = self.key
-        newborn = birth is not None and not is_born(file)
         if birth is not None and newborn:
             bear(file, owner.host.gate, birth, row.params, epoch=epoch)
         self.actor = Actor(self._definition, file, owner.host, owner.env, on_quiet=owner.quiet)
@@ -158,24 +162,25 @@ class Life:
         if self._shutting_down:
             self.actor.shut_down()
 
-    async def _file(self, birth: Birth | None) -> InstanceFile:
-        """Open the file; make it where it has still to be born, in the place of another incarnation."""
+    def _file(self, birth: Birth | None) -> tuple[InstanceFile, bool]:
+        """Open the file, made where it is not born yet; say whether it is empty. Runs off the loop.
+
+        Another incarnation's file makes way for it.
+        """
         owner = self._owner
         path = owner.folder.instance(self.key)
         if birth is None or path.exists():
-            file = self.file = open_file(path, disk=owner.disk, durability=owner.durability)
-            if birth is None or not is_born(file) or read_state(file).incarnation == birth.incarnation:
-                return file
-            await self._close()
-            await trio.to_thread.run_sync(remove_file, path)
-        durable = owner.durability == "full"
+            file = open_file(path, disk=owner.disk, durability=owner.durability)
+            born = is_born(file)
+            if birth is None or not born or read_state(file).incarnation == birth.incarnation:
+                return file, not born
+            file.close()
+            remove_file(path)
         try:
-            with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(lambda: create_file(path, disk=owner.disk, durable=durable))
+            create_file(path, disk=owner.disk, durable=owner.durability == "full")
         except OSError as error:
             raise storage_error(error, path) from error
-        self.file = open_file(path, disk=owner.disk, durability=owner.durability)
-        return self.file
+        return open_file(path, disk=owner.disk, durability=owner.durability), True
 
     async def _advance(self) -> Outcome:
         """Advance until the outcome stands and no command has come in the meantime."""
@@ -213,6 +218,7 @@ class Life:
             status, reason, wake = self._summary(outcome, actor)
             until_ms = outcome.until_ms if isinstance(outcome, Parked) and self._definition else None
             state = actor.lifecycle.state
+            self.will_wake = wake is not None or until_ms is not None
             await self._tell(
                 lambda catalog: catalog.settle(
                     key,
@@ -273,6 +279,7 @@ class Life:
 
     async def _postpone(self, reason: str, delay_s: float) -> None:
         key, wake = self.key, deadline_in(self._owner.host.clock, delay_s)
+        self.will_wake = True
         await self._tell(lambda catalog: catalog.postpone(key, reason=reason, wake=wake))
 
     async def _bury(self, reason: str) -> None:
@@ -305,7 +312,7 @@ class Life:
             return
         await self._owner.host.gate.release(file)
         try:
-            await trio.to_thread.run_sync(file.close)
+            await self._owner.closings.do(file.close)
         except Exception as error:  # noqa: BLE001 - a failed checkpoint leaves the WAL to the next owner
             logger.error("%s was not closed cleanly: %s", self.key, error)
 

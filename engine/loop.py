@@ -30,6 +30,7 @@ from perdure.errors import InstanceNotFoundError, RuntimeClosedError, StateError
 from perdure.storage.catalog import Catalog
 from perdure.storage.disk import Disk
 from perdure.storage.files import InstanceFile
+from perdure.storage.opening import FileHost
 from perdure.storage.records import CatalogRow, Deadline, Durability, Key
 from perdure.storage.writer import CatalogWriter
 
@@ -38,6 +39,8 @@ OUTCOMES_KEPT: Final = 1_000
 """Outcomes remembered for `result()`, so that it need not open the file that was just closed."""
 DUE_MAX: Final = 1_000
 """Wake-ups taken from the catalog in one tick."""
+CLAIM_LOOK_S: Final = 1.0
+"""How long a command waits for a claim that is under way before it looks again."""
 
 
 class GameLoop:
@@ -53,6 +56,8 @@ class GameLoop:
         host: Host,
         catalog: Catalog,
         writer: CatalogWriter,
+        openings: FileHost,
+        closings: FileHost,
         worker: int,
         env: Any,
     ) -> None:
@@ -63,6 +68,8 @@ class GameLoop:
         self.host = host
         self.catalog = catalog
         self.writer = writer
+        self.openings = openings
+        self.closings = closings
         self.worker = worker
         self.env = env
         self.lives: dict[Key, Life] = {}
@@ -74,7 +81,9 @@ class GameLoop:
         self._ring = trio.Event()
         self._nursery: trio.Nursery | None = None
         self._next: Any = None
-        self._awaits_opening = False
+        self._look = True
+        self._claiming = False
+        self._begun = trio.Event()
 
     # -- the loop --------------------------------------------------------------------------
 
@@ -88,55 +97,80 @@ class GameLoop:
                 while True:
                     self._ring = trio.Event()
                     self.ticks += 1
-                    self._tick()
+                    await self._tick()
                     await self._ring.wait()
             finally:
                 with trio.CancelScope(shield=True):
                     await self.shut_down()
 
     def ring(self) -> None:
-        """Have the next tick come at once."""
+        """Have the next tick look into the catalog: something there may be able to move."""
+        self._look = True
         self._ring.set()
+
+    def _room_made(self) -> None:
+        """Have the next tick come where a life that has ended may make way for what waits."""
+        if self._look:
+            self._ring.set()
 
     async def _recover(self) -> None:
         """Take up what a process that died had open (law 4)."""
-        rows = self.catalog.opened()
-        if not rows:
+        opened = self.catalog.opened()
+        if not opened:
             return
         await self.writer.write(lambda catalog: catalog.crashed())
-        for row in self.catalog.opened():
-            if row.workflow in self.app.definitions:
-                self.begin(row)
-            else:
+        for row in opened:
+            if row.workflow not in self.app.definitions:
                 await self._lay_aside(row)
 
     async def _lay_aside(self, row: CatalogRow) -> None:
-        """Mark as movable, once its class is here, an instance that this process cannot run."""
+        """Say of an instance that this process cannot run why it rests, until its class is here."""
         wake = deadline_in(self.host.clock, 0)
         reason = f"no class {row.workflow} in the process that has the folder"
         await self.writer.write(lambda catalog: catalog.postpone(row.key, reason=reason, wake=wake))
 
-    def _tick(self) -> None:
-        if self.closing:
-            return
-        known = self.app.definitions
-        clock = self.host.clock
-        room = self._room()
-        if room > 0 and known:
-            rows = self.catalog.due(
-                boot_ms=clock.boot_ms(), wall_ms=clock.wall_ms(), workflows=known, limit=min(room, DUE_MAX)
-            )
-            room -= self._begin_all(rows)
-        if room > 0 and known:
-            batch = min(room, self.host.limits.claim_batch_max)
-            self._begin_all(self.catalog.queued(clock.wall_ms(), known, batch))
-        self._schedule()
+    async def _tick(self) -> None:
+        """Claim what can move, as far as there is room, and start it; then wait for what moves next."""
+        while self._look and self.app.definitions and not self.closing and (room := self._room()) > 0:
+            self._look = False
+            if await self._claim(room):
+                self._look = True
+        if not self.closing and self.app.definitions:
+            self._schedule()
 
-    def _begin_all(self, rows: list[CatalogRow]) -> int:
-        fresh = [row for row in rows if row.key not in self.lives]
-        for row in fresh:
+    async def _claim(self, room: int) -> bool:
+        """Claim and start up to `room` instances, in one write; returns whether any could move."""
+        clock, known = self.host.clock, list(self.app.definitions)
+        boot_ms, wall_ms = clock.boot_ms(), clock.wall_ms()
+        next_boot_ms, next_wall_ms = self.catalog.next_moves(known)
+        if (next_boot_ms is None or next_boot_ms > boot_ms) and (
+            next_wall_ms is None or next_wall_ms > wall_ms
+        ):
+            return False
+        self._claiming = True
+        rows: list[CatalogRow] = []
+        try:
+            with trio.CancelScope(shield=True):
+                rows = await self.writer.write(
+                    lambda catalog: catalog.claim_movable(
+                        self.worker, boot_ms=boot_ms, wall_ms=wall_ms, workflows=known,
+                        due_max=min(room, DUE_MAX), queued_max=self.host.limits.claim_batch_max,
+                    )
+                )  # fmt: skip
+                if self.closing:
+                    await self._give_back(rows)
+                    return False
+        except StateError as error:
+            logger.error("what can move cannot be claimed, and is tried again: %s", error)
+            self.host.timers.at(deadline_in(clock, self.host.limits.reset_delay_s), self.ring)
+            return False
+        finally:
+            self._claiming = False
+            self._begun.set()
+            self._begun = trio.Event()
+        for row in rows:
             self.begin(row)
-        return len(fresh)
+        return bool(rows)
 
     def _room(self) -> int:
         """Return how many more instances may become warm; where none may, parked ones are to make way."""
@@ -165,7 +199,8 @@ class GameLoop:
             self._next.cancel()
             self._next = None
         if self._room() <= 0:
-            return  # the end of a life rings
+            self._look = True  # the end of a life rings
+            return
         boot_ms, wall_ms = self.catalog.next_moves(self.app.definitions)
         clock = self.host.clock
         moves: list[Deadline] = []
@@ -173,48 +208,58 @@ class GameLoop:
             moves.append(Deadline(wall_ms=0, boot_ms=boot_ms, boot=clock.boot))
         if wall_ms is not None:
             moves.append(Deadline(wall_ms=wall_ms))
-        starting = [move for move in moves if self._is_starting(move)]
-        self._next = _All([self.host.timers.at(move, self.ring) for move in moves if move not in starting])
-        if starting and not self._awaits_opening and self._nursery is not None:
-            self._awaits_opening = True
-            self._nursery.start_soon(self._ring_when_opened)
-
-    async def _ring_when_opened(self) -> None:
-        """Look again once what is starting now has marked its row: behind it others may be due."""
-        for life in list(self.lives.values()):
-            await life.opened.wait()
-        self._awaits_opening = False
-        self.ring()
-
-    def _is_starting(self, move: Deadline) -> bool:
-        """Whether the row that is due already belongs to a life that has not marked it open yet."""
-        return bool(self.lives) and any(not life.opened.is_set() for life in self.lives.values()) and (
-            (move.boot_ms is not None and move.boot_ms <= self.host.clock.boot_ms())
-            or (move.boot_ms is None and move.wall_ms <= self.host.clock.wall_ms())
-        )  # fmt: skip
+        self._next = _All([self.host.timers.at(move, self.ring) for move in moves])
 
     # -- lives -----------------------------------------------------------------------------
 
-    def begin(self, row: CatalogRow, *, epoch: int | None = None) -> Life:
-        """Start a life for the instance of `row`; with `epoch` where it is claimed already."""
+    def begin(self, row: CatalogRow) -> Life:
+        """Start a life for the instance of `row`, which has been claimed."""
         if self._nursery is None or self.closing:
             raise RuntimeClosedError("the runtime is ending and starts nothing more")
+        before = self.lives.get(row.key)  # its row is at rest, and it is about to go
         life = Life(row.key, self, self.app.definitions.get(row.workflow))
         self.lives[row.key] = life
         self._outcomes.pop(row.key, None)
-        self._nursery.start_soon(self._live, life, row, epoch)
+        self._nursery.start_soon(self._live, life, row, before)
         return life
 
-    async def _live(self, life: Life, row: CatalogRow, epoch: int | None) -> None:
+    async def wake(self, key: Key) -> Life:
+        """Return the life of an instance, begun now where it has none.
+
+        Raises `InstanceNotFoundError` and `RuntimeClosedError`.
+        """
+        while True:
+            life = self.lives.get(key)
+            if life is not None:
+                return life
+            row = await self.writer.write(lambda catalog: catalog.claim(key, self.worker))
+            if row is not None:
+                if self.closing:
+                    await self._give_back([row])
+                return self.begin(row)
+            if key not in self.lives:
+                self.require(key)
+                with trio.move_on_after(CLAIM_LOOK_S):  # a tick has claimed it and is about to begin it
+                    await self._begun.wait()
+
+    async def _give_back(self, rows: list[CatalogRow]) -> None:
+        await self.writer.write(lambda catalog: catalog.give_back(rows))
+
+    async def _live(self, life: Life, row: CatalogRow, before: Life | None) -> None:
         try:
             # Only `shut_down` ends a life: to steps, a cancellation from elsewhere looks like the user's own.
             with trio.CancelScope(shield=True):
-                await life.live(row, epoch=epoch)
+                if before is not None:
+                    await before.closed.wait()
+                await life.live(row)
         finally:
             if self.lives.get(life.key) is life:
                 del self.lives[life.key]
             self._turned(life.key)
-            self.ring()
+            if life.will_wake:
+                self.ring()
+            else:
+                self._room_made()
 
     def quiet(self, actor: Actor) -> None:
         """All of an actor is parked: look again after the grace time whether it may hibernate."""
@@ -222,7 +267,7 @@ class GameLoop:
         if life is not None and life.crashes and actor.is_parked:
             self.forgive(life)  # it only waits: another instance takes the process down
         if len(self.lives) >= self.host.limits.warm_max:
-            self.ring()  # there may be somebody to make way for
+            self._room_made()  # there may be somebody to make way for
         if life is None or life.quiet_timer_set:
             return
         life.quiet_timer_set = True
@@ -311,7 +356,7 @@ class GameLoop:
         Raises `InstanceNotFoundError`, what `act` raises, and what opening the file raises.
         """
         while True:
-            life = self.lives.get(key) or self.begin(self.require(key))
+            life = await self.wake(key)
             if life.ending:
                 if life.stuck is not None:
                     raise life.stuck
@@ -359,6 +404,8 @@ class GameLoop:
     async def shut_down(self) -> None:
         """Stop every life and return when all files are closed."""
         self.closing = True
+        while self._claiming:
+            await self._begun.wait()
         for life in list(self.lives.values()):
             life.shut_down()
         for life in list(self.lives.values()):

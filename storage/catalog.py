@@ -24,53 +24,33 @@ import msgspec
 from perdure.errors import InstanceExistsError, StateUnusableError, StateVersionError
 from perdure.limits import BUSY_TIMEOUT_MS
 from perdure.storage.files import concerns_file, storage_error
+from perdure.storage.moves import COLUMNS, Moves, as_row, birth_text
 from perdure.storage.records import Birth, CatalogRow, Deadline, Key, Message, Reply, Status, Stored
 
 APPLICATION_ID: Final = 0x50524443  # "PRDC"
 SCHEMA_VERSION: Final = 1
 
-COLUMNS: Final = """
-    workflow, id, incarnation, status, reason, birth, params, created_at, started_at, ended_at, start_at,
-    wake_at, wake_boot, boot, owner, epoch, open, crashes, version, parent, tags, until_at"""
 FIND: Final = f"SELECT {COLUMNS} FROM _perdure_instances WHERE workflow = ? AND id = ?"
-FIND_ID: Final = f"SELECT {COLUMNS} FROM _perdure_instances WHERE id = ? ORDER BY workflow"
+FIND_ID: Final = f"""
+    WITH RECURSIVE workflows(workflow) AS (
+        SELECT min(workflow) FROM _perdure_instances
+        UNION ALL
+        SELECT (SELECT min(workflow) FROM _perdure_instances WHERE workflow > workflows.workflow)
+        FROM workflows WHERE workflow IS NOT NULL)
+    SELECT {COLUMNS} FROM workflows CROSS JOIN _perdure_instances USING (workflow) WHERE id = ?
+    ORDER BY workflow"""
 ADD: Final = """
     INSERT INTO _perdure_instances (workflow, id, incarnation, status, birth, params, created_at, start_at,
         owner, epoch, open, version, parent, tags)
     VALUES (?, ?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
 REPLACE: Final = "DELETE FROM _perdure_instances WHERE workflow = ? AND id = ?"
-QUEUED: Final = f"""
-    SELECT {COLUMNS} FROM _perdure_instances
-    WHERE status = 'queued' AND open = 0 AND coalesce(start_at, 0) <= ?
-        AND workflow IN (SELECT value FROM json_each(?)) ORDER BY created_at LIMIT ?"""
-NEXT_START: Final = """
-    SELECT min(coalesce(start_at, 0)) FROM _perdure_instances
-    WHERE status = 'queued' AND open = 0 AND workflow IN (SELECT value FROM json_each(?))"""
-DUE: Final = f"""
-    SELECT {COLUMNS} FROM _perdure_instances
-    WHERE open = 0 AND wake_boot <= ?1 AND workflow IN (SELECT value FROM json_each(?3))
-    UNION
-    SELECT {COLUMNS} FROM _perdure_instances
-    WHERE open = 0 AND wake_boot IS NULL AND wake_at <= ?2 AND workflow IN (SELECT value FROM json_each(?3))
-    UNION
-    SELECT {COLUMNS} FROM _perdure_instances
-    WHERE open = 0 AND until_at <= ?2 AND workflow IN (SELECT value FROM json_each(?3))
-    LIMIT ?4"""
-NEXT_WAKE_BOOT: Final = """
-    SELECT min(wake_boot) FROM _perdure_instances
-    WHERE wake_boot IS NOT NULL AND open = 0 AND workflow IN (SELECT value FROM json_each(?))"""
-NEXT_WAKE_AT: Final = """
-    SELECT min(wake_at) FROM _perdure_instances
-    WHERE wake_at IS NOT NULL AND wake_boot IS NULL AND open = 0 AND workflow IN (SELECT value FROM
-        json_each(?))"""
-NEXT_UNTIL_AT: Final = """
-    SELECT min(until_at) FROM _perdure_instances
-    WHERE until_at IS NOT NULL AND open = 0 AND workflow IN (SELECT value FROM json_each(?))"""
 OPENED: Final = f"SELECT {COLUMNS} FROM _perdure_instances WHERE open = 1 ORDER BY created_at"
 CLAIM: Final = """
     UPDATE _perdure_instances SET owner = ?, epoch = epoch + 1, open = 1,
         status = CASE WHEN status IN ('queued', 'waiting') THEN 'running' ELSE status END
-    WHERE workflow = ? AND id = ? RETURNING epoch"""
+    WHERE workflow = ? AND id = ?"""
+GIVE_BACK: Final = """
+    UPDATE _perdure_instances SET owner = NULL, open = 0, status = ? WHERE workflow = ? AND id = ?"""
 SETTLE: Final = """
     UPDATE _perdure_instances SET status = ?, reason = ?, birth = NULL, params = NULL, started_at = ?,
         ended_at = ?, wake_at = ?, wake_boot = ?, boot = ?, until_at = ?, open = ?, crashes = ?, version =
@@ -85,7 +65,10 @@ BURY: Final = """
         NULL, until_at = NULL, open = 0
     WHERE workflow = ? AND id = ?"""
 FORGIVE: Final = "UPDATE _perdure_instances SET crashes = 0 WHERE workflow = ? AND id = ?"
-CRASHED: Final = "UPDATE _perdure_instances SET crashes = crashes + 1 WHERE open = 1"
+CRASHED: Final = """
+    UPDATE _perdure_instances SET crashes = crashes + 1, open = 0, owner = NULL, wake_at = 0,
+        wake_boot = NULL, boot = NULL
+    WHERE open = 1"""
 REBOOT: Final = """
     UPDATE _perdure_instances SET wake_boot = NULL, boot = NULL WHERE wake_boot IS NOT NULL AND boot IS NOT
         ?"""
@@ -214,39 +197,26 @@ class Catalog:
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self.connection = connection
+        self.moves = Moves(connection)
 
     # -- instances: reading ----------------------------------------------------------------
 
     def find(self, key: Key) -> CatalogRow | None:
         """Return the row of one instance, or None."""
         row = self.connection.execute(FIND, (key.workflow, key.id)).fetchone()
-        return None if row is None else _row(row)
+        return None if row is None else as_row(row)
 
     def find_id(self, instance_id: str) -> list[CatalogRow]:
         """Return the rows of all instances with that id, one for each workflow that has one."""
-        return [_row(row) for row in self.connection.execute(FIND_ID, (instance_id,))]
-
-    def queued(self, now_ms: int, workflows: Iterable[str], limit: int) -> list[CatalogRow]:
-        """Return unstarted instances of these workflows whose start time has come, oldest first."""
-        return [_row(row) for row in self.connection.execute(QUEUED, (now_ms, _names(workflows), limit))]
-
-    def due(self, *, boot_ms: int, wall_ms: int, workflows: Iterable[str], limit: int) -> list[CatalogRow]:
-        """Return closed instances of these workflows whose wake-up has come."""
-        values = (boot_ms, wall_ms, _names(workflows), limit)
-        return [_row(row) for row in self.connection.execute(DUE, values)]
+        return [as_row(row) for row in self.connection.execute(FIND_ID, (instance_id,))]
 
     def next_moves(self, workflows: Iterable[str]) -> tuple[int | None, int | None]:
         """Return when the next closed instance can move: on the boot clock, and on the wall clock."""
-        names = (_names(workflows),)
-        boot_ms = self.connection.execute(NEXT_WAKE_BOOT, names).fetchone()[0]
-        wall_ms = self.connection.execute(NEXT_WAKE_AT, names).fetchone()[0]
-        until_ms = self.connection.execute(NEXT_UNTIL_AT, names).fetchone()[0]
-        start_ms = self.connection.execute(NEXT_START, names).fetchone()[0]
-        return boot_ms, min((ms for ms in (wall_ms, until_ms, start_ms) if ms is not None), default=None)
+        return self.moves.next_moves(workflows)
 
     def opened(self) -> list[CatalogRow]:
         """Return the instances marked open: after a death, those to recover."""
-        return [_row(row) for row in self.connection.execute(OPENED)]
+        return [as_row(row) for row in self.connection.execute(OPENED)]
 
     def select(
         self, *, workflow: str | None = None, status: str | None = None, limit: int | None = None
@@ -262,7 +232,7 @@ class Catalog:
         if limit is not None:
             sql += " LIMIT ?"
             values.append(limit)
-        return [_row(row) for row in self.connection.execute(sql, values)]
+        return [as_row(row) for row in self.connection.execute(sql, values)]
 
     def counts(self) -> list[tuple[str, str, int]]:
         """Return how many instances each workflow has in each status."""
@@ -283,7 +253,7 @@ class Catalog:
         if replace:
             self.connection.execute(REPLACE, (birth.workflow, birth.id))
         epoch, opened = (1, 1) if owner is not None else (0, 0)
-        text = msgspec.json.encode(birth).decode()
+        text = birth_text(birth)
         try:
             self.connection.execute(
                 ADD,
@@ -310,10 +280,36 @@ class Catalog:
                 instance_id=birth.id,
             ) from error
 
-    def claim(self, key: Key, owner: int) -> int:
-        """Mark an instance as open and owned, and return its new epoch."""
-        epoch: int = self.connection.execute(CLAIM, (owner, key.workflow, key.id)).fetchone()[0]
-        return epoch
+    def claim(self, key: Key, owner: int) -> CatalogRow | None:
+        """Mark an instance as open and owned and return its row, or None where somebody has it open."""
+        row = self.find(key)
+        if row is None or row.open:
+            return None
+        return self._claim_all([row], owner)[0]
+
+    def claim_movable(
+        self,
+        owner: int,
+        *,
+        boot_ms: int,
+        wall_ms: int,
+        workflows: Iterable[str],
+        due_max: int,
+        queued_max: int,
+    ) -> list[CatalogRow]:
+        """Claim what can move now, as `claim` does: those whose wake-up has come, and the queue."""
+        rows = self.moves.movable(
+            boot_ms=boot_ms, wall_ms=wall_ms, workflows=list(workflows), limit=due_max, queued_max=queued_max
+        )
+        return self._claim_all(rows, owner)
+
+    def _claim_all(self, rows: list[CatalogRow], owner: int) -> list[CatalogRow]:
+        self.connection.executemany(CLAIM, [(owner, row.workflow, row.id) for row in rows])
+        return [msgspec.structs.replace(row, owner=owner, epoch=row.epoch + 1, open=1) for row in rows]
+
+    def give_back(self, rows: list[CatalogRow]) -> None:
+        """Undo claims of which nothing was made: the rows are as `claim` returned them."""
+        self.connection.executemany(GIVE_BACK, [(row.status, row.workflow, row.id) for row in rows])
 
     def settle(
         self,
@@ -371,7 +367,7 @@ class Catalog:
         self.connection.execute(REPLACE, (key.workflow, key.id))
 
     def crashed(self) -> None:
-        """Count one death of the process for every instance that was open."""
+        """Count one death of the process for every instance that was open, and have each go on at once."""
         self.connection.execute(CRASHED)
 
     def rebooted(self, boot: int) -> None:
@@ -442,11 +438,3 @@ class Catalog:
     def close(self) -> None:
         """Close the connection."""
         self.connection.close()
-
-
-def _names(workflows: Iterable[str]) -> str:
-    return msgspec.json.encode(list(workflows)).decode()
-
-
-def _row(row: tuple[Any, ...]) -> CatalogRow:
-    return CatalogRow(**dict(zip(CatalogRow.__struct_fields__, row, strict=True)))

@@ -25,14 +25,14 @@ CREATE TABLE _perdure_instances (
     tags TEXT,
     until_at INTEGER,                   -- besides: the first deadline that follows the wall clock alone
     PRIMARY KEY (workflow, id)
-) STRICT, WITHOUT ROWID;
+) STRICT; -- with rowids: a new row goes to the end, whatever its id, and a batch touches few pages
 
-CREATE INDEX _perdure_instances_queued ON _perdure_instances (created_at) WHERE status = 'queued';
-CREATE INDEX _perdure_instances_wake_boot ON _perdure_instances (wake_boot) WHERE wake_boot IS NOT NULL;
-CREATE INDEX _perdure_instances_wake_at ON _perdure_instances (wake_at) WHERE wake_at IS NOT NULL AND wake_boot IS NULL;
-CREATE INDEX _perdure_instances_until_at ON _perdure_instances (until_at) WHERE until_at IS NOT NULL;
+CREATE INDEX _perdure_instances_queued ON _perdure_instances (workflow, created_at) WHERE status = 'queued' AND open = 0 AND start_at IS NULL;
+CREATE INDEX _perdure_instances_start_at ON _perdure_instances (start_at, workflow) WHERE status = 'queued' AND open = 0 AND start_at IS NOT NULL;
+CREATE INDEX _perdure_instances_wake_boot ON _perdure_instances (wake_boot, workflow) WHERE wake_boot IS NOT NULL AND open = 0;
+CREATE INDEX _perdure_instances_wake_at ON _perdure_instances (wake_at, workflow) WHERE wake_at IS NOT NULL AND wake_boot IS NULL AND open = 0;
+CREATE INDEX _perdure_instances_until_at ON _perdure_instances (until_at, workflow) WHERE until_at IS NOT NULL AND open = 0;
 CREATE INDEX _perdure_instances_open ON _perdure_instances (owner) WHERE open = 1;
-CREATE INDEX _perdure_instances_id ON _perdure_instances (id);
 
 CREATE TABLE _perdure_workers (
     worker INTEGER PRIMARY KEY AUTOINCREMENT,

@@ -89,8 +89,8 @@ def test_the_queue_is_served_oldest_first_when_its_time_has_come(catalog: Catalo
     catalog.add(birth("first", 2), None)
     catalog.add(birth("other", 1, workflow="Other"), None)
 
-    assert ["first", "second"] == [row.id for row in catalog.queued(99, ["W"], 10)]
-    assert ["late", "first"] == [row.id for row in catalog.queued(100, ["W"], 2)]
+    assert ["first", "second"] == [row.id for row in catalog.moves.queued(99, ["W"], 10)]
+    assert ["late", "first"] == [row.id for row in catalog.moves.queued(100, ["W"], 2)]
     assert (None, 0) == catalog.next_moves(["W"])
     assert (None, None) == catalog.next_moves(["None"])
 
@@ -101,10 +101,13 @@ def test_the_queue_is_served_oldest_first_when_its_time_has_come(catalog: Catalo
 def test_each_claim_has_a_higher_epoch_and_marks_the_row_open(catalog: Catalog) -> None:
     catalog.add(birth(), None)
 
-    assert [1, 2] == [catalog.claim(KEY, 9) for _ in range(2)]
+    claimed = catalog.claim(KEY, 9)
+    assert claimed is not None
+    assert (1, 9) == (claimed.epoch, claimed.owner)
+    assert catalog.claim(KEY, 8) is None
     assert ("running", 9, 1) == (row_of(catalog).status, row_of(catalog).owner, row_of(catalog).open)
     assert [row_of(catalog)] == catalog.opened()
-    assert [] == catalog.queued(10**9, ["W"], 10)
+    assert [] == catalog.moves.queued(10**9, ["W"], 10)
 
 
 def test_a_claim_leaves_a_status_that_is_no_movement(catalog: Catalog) -> None:
@@ -117,8 +120,8 @@ def test_a_claim_leaves_a_status_that_is_no_movement(catalog: Catalog) -> None:
 def test_deaths_are_counted_for_what_was_open_and_forgiven(catalog: Catalog) -> None:
     catalog.add(birth("open"), None)
     catalog.add(birth("queued"), None)
-    catalog.claim(Key("W", "open"), 1)
     for _ in range(3):
+        catalog.claim(Key("W", "open"), 1)
         catalog.crashed()
 
     assert (3, 0) == (row_of(catalog, Key("W", "open")).crashes, row_of(catalog, Key("W", "queued")).crashes)
@@ -150,15 +153,15 @@ def test_sleepers_are_due_each_on_its_own_clock(catalog: Catalog) -> None:
     settle(catalog, "never", None)
 
     def due(boot_ms: int, wall_ms: int) -> list[str]:
-        rows = catalog.due(boot_ms=boot_ms, wall_ms=wall_ms, workflows=["W"], limit=10)
+        rows = catalog.moves.due(boot_ms=boot_ms, wall_ms=wall_ms, workflows=["W"], limit=10)
         return sorted(row.id for row in rows)
 
     assert [] == due(4, 49)
     assert ["measured"] == due(5, 49)
     assert ["both", "until"] == due(4, 50)
     assert ["both", "measured", "until"] == due(8, 50)  # each of them once
-    assert [] == catalog.due(boot_ms=99, wall_ms=99, workflows=["Other"], limit=10)
-    assert 2 == len(catalog.due(boot_ms=99, wall_ms=99, workflows=["W"], limit=2))
+    assert [] == catalog.moves.due(boot_ms=99, wall_ms=99, workflows=["Other"], limit=10)
+    assert 2 == len(catalog.moves.due(boot_ms=99, wall_ms=99, workflows=["W"], limit=2))
     assert (5, 50) == catalog.next_moves(["W"])
 
 
@@ -166,7 +169,7 @@ def test_what_is_open_is_not_due(catalog: Catalog) -> None:
     settle(catalog, "a", Deadline(wall_ms=50, boot_ms=5, boot=BOOT), until_ms=1)
     catalog.claim(KEY, 1)
 
-    assert [] == catalog.due(boot_ms=99, wall_ms=99, workflows=["W"], limit=10)
+    assert [] == catalog.moves.due(boot_ms=99, wall_ms=99, workflows=["W"], limit=10)
     assert (None, None) == catalog.next_moves(["W"])
 
 
@@ -177,7 +180,7 @@ def test_after_another_boot_the_wall_clock_decides(catalog: Catalog) -> None:
     catalog.rebooted(BOOT + 1)
 
     assert (6, 50) == catalog.next_moves(["W"])
-    assert ["old"] == [row.id for row in catalog.due(boot_ms=5, wall_ms=50, workflows=["W"], limit=10)]
+    assert ["old"] == [row.id for row in catalog.moves.due(boot_ms=5, wall_ms=50, workflows=["W"], limit=10)]
 
 
 def test_what_could_not_be_opened_is_tried_again_later(catalog: Catalog) -> None:

@@ -55,9 +55,10 @@ def ids(catalog: Catalog) -> list[str]:
 
 async def test_a_write_is_committed_when_it_returns(writer: CatalogWriter, reading: Catalog) -> None:
     await writer.write(lambda catalog: catalog.add(birth("a"), None))
-    epoch = await writer.write(lambda catalog: catalog.claim(Key("W", "a"), 1))
+    row = await writer.write(lambda catalog: catalog.claim(Key("W", "a"), 1))
 
-    assert 1 == epoch
+    assert row is not None
+    assert 1 == row.epoch
     assert ["a"] == ids(reading)
 
 
