@@ -29,10 +29,10 @@ from typing import Any, Final, Literal
 
 import msgspec
 import trio
-from perdure.benchmarks.harness import Bench, Report, Row, Section, main, median, ratio
 
 import perdure
 from perdure import WorkflowEntrypoint, WorkflowEvent, WorkflowStep
+from perdure.benchmarks.program import Bench, Report, Row, Section, main, median, ratio
 
 Durability = Literal["full", "process"]
 DURABILITIES: Final[tuple[Durability, ...]] = ("full", "process")

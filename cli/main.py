@@ -42,6 +42,7 @@ COMMANDS: Final[dict[str, Entry]] = {
     ),
     "watch": Entry("perdure.cli.watch:watch", LOOK, "Follow an instance's history until it has ended."),
     "sql": Entry("perdure.cli.sql:sql", LOOK, "Ask instances with SQL."),
+    "top": Entry("perdure.cli.top:top", LOOK, "Show what the processes that serve a folder are doing."),
     "send-event": Entry("perdure.cli.control:send_event", CONTROL, "Send an event to an instance."),
     "pause": Entry(
         "perdure.cli.control:pause", CONTROL, "Pause an instance: steps under way finish, none starts."
@@ -56,6 +57,9 @@ COMMANDS: Final[dict[str, Entry]] = {
         "perdure.cli.doctor:doctor", FOLDER, "Say whether this machine and this state folder are in order."
     ),
     "repair": Entry("perdure.cli.repair:repair", FOLDER, "Rebuild the catalog from the instances' files."),
+    "bench": Entry(
+        "perdure.cli.bench:bench", FOLDER, "Measure Perdure on this machine, beside bare sqlite3 and peers."
+    ),
 }
 
 

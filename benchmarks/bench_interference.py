@@ -1,4 +1,4 @@
-"""What CPU-bound work does to the loop: steps of one instance while another one's step computes.
+"""`interference`: what CPU-bound work does to the loop, steps of an instance beside one that computes.
 
 The interpreter runs one thread at a time, so a step function that computes in a worker thread takes
 the loop's turns away: whenever an insert has handed the interpreter over for a system call, it may
@@ -8,8 +8,6 @@ altogether. This measures all of it:
 
     a bare `sqlite3` insert, alone and beside a computing thread, at both intervals;
     a step of a chain, alone, beside a plain step that computes, beside a `process_step` that does.
-
-    python benchmarks/bench_loop_interference.py [--quick] [--json] [--rounds N] [--folder DIR]
 
 Durability is `process`: what is measured is the wait for the interpreter, not for the disk. The table
 shows medians over the rounds; the 99th percentile is that of single inserts or steps.
@@ -32,10 +30,11 @@ from typing import Final, Literal
 
 import msgspec
 import trio
-from perdure.benchmarks.harness import Bench, Report, Row, Section, main, median, percentile
 
 import perdure
 from perdure import StepContext, WorkflowEntrypoint, WorkflowEvent, WorkflowStep, process_step
+from perdure.benchmarks.harness import Bench, WorkNotDoneError, compared, median, percentile, ratio
+from perdure.benchmarks.results import Found, Measure
 
 PYTHONS_INTERVAL_S: Final = 0.005
 """The interpreter's own switch interval."""
@@ -49,6 +48,13 @@ class Size(msgspec.Struct, frozen=True, kw_only=True):
     inserts: int
     steps: int
     seconds_max: float
+
+
+SIZES: Final = {
+    "full": (Size(inserts=5_000, steps=3_000, seconds_max=3.0), 5),
+    "quick": (Size(inserts=2_000, steps=1_000, seconds_max=1.0), 3),
+    "tiny": (Size(inserts=20, steps=10, seconds_max=0.5), 1),
+}
 
 
 class Waits(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,7 +102,7 @@ def insert(file: Path, size: Size, interval_s: float, *, beside: bool) -> Waits:
     (rows,) = connection.execute("SELECT count(*) FROM rows").fetchone()
     connection.close()
     if rows != len(took_s):
-        raise SystemExit(f"{len(took_s)} inserts have left {rows} rows")
+        raise WorkNotDoneError(f"{len(took_s)} inserts have left {rows} rows")
     return Waits(took_s=took_s)
 
 
@@ -202,24 +208,13 @@ async def chain(folder: Path, size: Size, beside: Beside) -> Waits:
         steps = await (await runtime.create(Measured, params=size)).result()
         ended.touch()
         if computing is not None and not await computing.result():
-            raise SystemExit("nothing was computed beside the chain")
+            raise WorkNotDoneError("nothing was computed beside the chain")
     if steps != len(took_s):
-        raise SystemExit(f"the chain returned {steps} and took {len(took_s)} steps")
+        raise WorkNotDoneError(f"the chain returned {steps} and took {len(took_s)} steps")
     return Waits(took_s=took_s)
 
 
 # -- the report ------------------------------------------------------------------------------
-
-
-def insert_lap(bench: Bench[Size], interval_s: float, *, beside: bool) -> Waits:
-    """Measure inserts once."""
-    return insert(bench.new_folder() / "rows.sqlite", bench.size, interval_s, beside=beside)
-
-
-def chain_lap(bench: Bench[Size], beside: Beside) -> Waits:
-    """Measure the chain once."""
-    waits: Waits = trio.run(chain, bench.new_folder(), bench.size, beside)
-    return waits
 
 
 def perdures_interval_s(bench: Bench[Size]) -> float:
@@ -232,58 +227,52 @@ def perdures_interval_s(bench: Bench[Size]) -> float:
     return trio.run(ask)
 
 
-def row(name: str, rounds: list[Waits], alone: list[Waits]) -> Row:
-    """Return the row of one variant."""
-    mean_us, alone_us = (median([waits.mean_us for waits in each]) for each in (rounds, alone))
-    return Row(
-        name=name,
-        figures={
-            "per second": 1e6 / mean_us,
-            "mean µs": mean_us,
-            "median µs": median([waits.us(50) for waits in rounds]),
-            "99 % µs": median([waits.us(99) for waits in rounds]),
-            "worst µs": median([waits.us(100) for waits in rounds]),
-            "mean, times alone": mean_us / alone_us,
-        },
+def run(bench: Bench[Size]) -> Found:
+    """Measure inserts and chains."""
+    size, lowered_s = bench.size, perdures_interval_s(bench)
+
+    def inserts(interval_s: float, *, beside: bool) -> Waits:
+        return insert(bench.new_folder() / "rows.sqlite", size, interval_s, beside=beside)
+
+    def steps(beside: Beside) -> Waits:
+        return trio.run(chain, bench.new_folder(), size, beside)
+
+    insert_variants: dict[str, Callable[[], Waits]] = {
+        "insert": functools.partial(inserts, PYTHONS_INTERVAL_S, beside=False),
+        "insert beside a thread, Python's interval": functools.partial(
+            inserts, PYTHONS_INTERVAL_S, beside=True
+        ),
+        "insert beside a thread, Perdure's interval": functools.partial(inserts, lowered_s, beside=True),
+    }
+    step_variants: dict[str, Callable[[], Waits]] = {
+        "step": functools.partial(steps, "nothing"),
+        "step beside a plain step": functools.partial(steps, "a plain step"),
+        "step beside a process step": functools.partial(steps, "a process step"),
+    }
+    found = bench.in_turn(insert_variants | step_variants)
+    measures = [
+        measure(name, found[name], found[next(iter(group))])
+        for group in (insert_variants, step_variants)
+        for name in group
+    ]
+    computed = [list(found), lowered_s < PYTHONS_INTERVAL_S]
+    return Found(
+        measures=measures, computed=computed, notes=[f"Perdure's interval is {1e3 * lowered_s:g} ms"]
     )
 
 
-def run(bench: Bench[Size]) -> Report:
-    """Measure inserts and chains, and put the tables together."""
-    lowered_s = perdures_interval_s(bench)
-    lowered = f"beside a thread, interval {lowered_s * 1e3:g} ms (Perdure's)"
-    kept = f"beside a thread, interval {PYTHONS_INTERVAL_S * 1e3:g} ms (Python's)"
-    inserts: dict[str, Callable[[], Waits]] = {
-        "an insert alone": functools.partial(insert_lap, bench, PYTHONS_INTERVAL_S, beside=False),
-        kept: functools.partial(insert_lap, bench, PYTHONS_INTERVAL_S, beside=True),
-        lowered: functools.partial(insert_lap, bench, lowered_s, beside=True),
-    }
-    chains: dict[str, Callable[[], Waits]] = {
-        "a step alone": functools.partial(chain_lap, bench, "nothing"),
-        "beside a plain step": functools.partial(chain_lap, bench, "a plain step"),
-        "beside a process step": functools.partial(chain_lap, bench, "a process step"),
-    }
-    found = bench.in_turn(inserts | chains)
-    sections = [
-        Section(title=title, rows=[row(name, found[name], found[next(iter(group))]) for name in group])
-        for title, group in (("A bare insert in the loop's thread", inserts), ("A step of a chain", chains))
-    ]
-    return Report(sections=sections, computed=[list(found), perdure_lowers(lowered_s)])
-
-
-def perdure_lowers(interval_s: float) -> bool:
-    """Whether the runtime lowers the interval, which is what the figures are about."""
-    return interval_s < PYTHONS_INTERVAL_S
-
-
-if __name__ == "__main__":
-    main(
-        "loop_interference",
-        __doc__ or "",
-        {
-            "full": (Size(inserts=5_000, steps=3_000, seconds_max=3.0), 5),
-            "quick": (Size(inserts=2_000, steps=1_000, seconds_max=1.0), 3),
-            "tiny": (Size(inserts=20, steps=10, seconds_max=0.5), 1),
+def measure(name: str, rounds: list[Waits], alone: list[Waits]) -> Measure:
+    """Return the measure of one variant."""
+    return compared(
+        [waits.mean_us for waits in rounds],
+        key=f"interference/{name}",
+        what=f"{name}, mean",
+        unit="µs",
+        better="less",
+        figures={
+            "times alone": ratio([each.mean_us for each in rounds], [each.mean_us for each in alone]),
+            "µs median": median([waits.us(50) for waits in rounds]),
+            "µs 99th percentile": median([waits.us(99) for waits in rounds]),
+            "µs worst": median([waits.us(100) for waits in rounds]),
         },
-        run,
     )

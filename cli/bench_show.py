@@ -1,0 +1,111 @@
+"""How `perdure bench` looks: the list, one line of progress, and a table of what was found."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Generator, Mapping
+
+import click
+from rich.text import Text
+
+from perdure.benchmarks.page import best_peer, settings
+from perdure.benchmarks.peers.comparison import HERE
+from perdure.benchmarks.results import Measure, Results, figure, percents
+from perdure.cli import render
+
+
+def listing(benchmarks: Mapping[str, str], *, as_json: bool) -> None:
+    """Print what there is to run."""
+    if as_json:
+        render.print_json([{"benchmark": name, "about": about} for name, about in benchmarks.items()])
+        return
+    table = render.table("benchmark", "what it measures")
+    for name, about in benchmarks.items():
+        table.add_row(name, about)
+    render.console().print(table)
+    click.echo(
+        "\nperdure bench NAME... runs some, --all every one; --quick takes a few seconds each", err=True
+    )
+
+
+@contextlib.contextmanager
+def progress(*, quiet: bool) -> Generator[Callable[[str], None], None, None]:
+    """Give what shows a line of progress on stderr: in place on a terminal, line by line elsewhere."""
+    console = render.console(sys.stderr)
+    began_s = time.monotonic()
+    if quiet:
+        yield lambda _: None
+    elif console.is_terminal:
+        with console.status("starting") as status:
+            yield lambda text: status.update(f"{render.duration(time.monotonic() - began_s)}  {text}")
+    else:
+        yield lambda text: click.echo(text, err=True)
+
+
+def show(results: Results) -> None:
+    """Print everything as one table, then what explains it."""
+    console = render.console()
+    console.print(Text(settings(results), style="dim"), soft_wrap=True)
+    console.print()
+    right = ("Perdure", "target", "of bare", "of bare, target", "times")
+    table = render.table(
+        "benchmark", "what", "Perdure", "", "target", "", *right[2:4], "best peer", "times", right=right
+    )
+    for result in results.results:
+        for number, measure in enumerate(result.measures):
+            table.add_row(result.benchmark if number == 0 else "", *_cells(measure))
+        if result.error is not None:
+            table.add_row(result.benchmark, Text(f"not measured: {result.error}", style="red"))
+    console.print(table)
+    _explain(results)
+
+
+def _cells(measure: Measure) -> list[Text | str]:
+    if measure.value is None:
+        return [measure.what, Text(measure.missing or "not measured", style="dim")]
+    mark = {None: Text(""), True: Text("✓", style="green"), False: Text("✗", style="red")}[measure.reached]
+    sign = "≤" if measure.better == "less" else "≥"
+    peer = best_peer(measure)
+    return [
+        measure.what,
+        figure(measure.value),
+        measure.unit,
+        "" if measure.target is None else f"{sign} {figure(measure.target)}",
+        mark,
+        "" if measure.share is None else percents(measure.share),
+        "" if measure.share_target is None else f"≥ {percents(measure.share_target)}",
+        "" if peer is None else f"{peer.peer}, {peer.source}: {figure(peer.value)}",
+        "" if peer is None or (times := measure.times(peer)) is None else figure(times),
+    ]
+
+
+def _explain(results: Results) -> None:
+    console = render.console()
+    for result in results.results:
+        lines = [
+            f"{measure.what}: "
+            + ", ".join(f"{figure(value)} {name}" for name, value in measure.figures.items())
+            for measure in result.measures
+            if measure.figures
+        ]
+        lines += result.notes
+        lines += [
+            f"{measure.what}: {peer.peer}, {peer.source}: {figure(peer.value)} {measure.unit}"
+            for measure in result.measures
+            for peer in measure.peers
+            if peer.source == HERE and peer.value is not None
+        ]
+        missing = {
+            f"{peer.peer}: {peer.missing}" for each in result.measures for peer in each.peers if peer.missing
+        }
+        lines += sorted(missing)
+        checksum = f", checksum {result.checksum}" if result.checksum else ""
+        console.print()
+        console.print(
+            Text(f"{result.benchmark}", style="bold")
+            + Text(f"  {result.rounds} rounds{checksum}", style="dim")
+        )
+        for line in lines:
+            console.print(Text(f"  {line}"), soft_wrap=True)
