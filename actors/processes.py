@@ -42,7 +42,7 @@ from perdure.errors import (
     StepFailedError,
 )
 
-__all__ = ["ProcessPool", "Target", "refuse_while_main_loads"]
+__all__ = ["ProcessPool", "Target", "interpreter_flags", "preparation", "refuse_while_main_loads"]
 
 CHILD_PROGRAM: Final = str(Path(__file__).with_name("process_child.py"))
 
@@ -166,7 +166,7 @@ class ChildProcess:
             reply_read, reply_write = _pipe(opened)
             self._popen = subprocess.Popen(  # noqa: S603  # our own program, by its own path
                 [
-                    *(sys.executable, *_interpreter_flags(), CHILD_PROGRAM),
+                    *(sys.executable, *interpreter_flags(), CHILD_PROGRAM),
                     *(str(request_read), str(reply_write), str(os.getpid())),
                 ],
                 stdin=subprocess.DEVNULL,
@@ -183,7 +183,7 @@ class ChildProcess:
         self._requests = trio.lowlevel.FdStream(request_write)
         self._replies = trio.lowlevel.FdStream(reply_read)
         self._received = bytearray()
-        self._greeting = wire.frame(wire.PREPARE, pickle.dumps(_preparation(), wire.PICKLE_PROTOCOL))
+        self._greeting = wire.frame(wire.PREPARE, pickle.dumps(preparation(), wire.PICKLE_PROTOCOL))
         self._exchange = trio.CancelScope()
 
     async def exchange(self, request: bytes) -> tuple[bytes, bytes]:
@@ -284,7 +284,8 @@ def _pipe(opened: contextlib.ExitStack) -> tuple[int, int]:
     return read, write
 
 
-def _interpreter_flags() -> Iterator[str]:
+def interpreter_flags() -> Iterator[str]:
+    """Give the options with which a child is to run as this interpreter does."""
     yield "-P"  # the folder of the child's program is not a place to import from
     if sys.flags.isolated:
         yield "-I"
@@ -298,7 +299,8 @@ def _interpreter_flags() -> Iterator[str]:
         yield f"-X{name}" if value is True else f"-X{name}={value}"
 
 
-def _preparation() -> dict[str, Any]:
+def preparation() -> dict[str, Any]:
+    """Return what a child needs to find modules as this process does."""
     main = sys.modules.get("__main__")
     file = getattr(main, "__file__", None)
     folders = [str(Path(folder).absolute()) for folder in sys.path]

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import tomllib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -141,25 +141,6 @@ def load_file(file: str) -> App:
         raise
     except PerdureError as error:
         raise InvalidArgumentError(str(error)) from error
-
-
-def merged(apps: Iterable[App]) -> App:
-    """Return one app that has the workflows of all. Raises `InvalidArgumentError` where two clash."""
-    all_apps = list(apps)
-    if len(all_apps) == 1:
-        return all_apps[0]
-    with_env = [app for app in all_apps if app.env is not None]
-    if len(with_env) > 1:
-        raise InvalidArgumentError(
-            "several files define an app with an env: put their workflows into one app, or serve each"
-            " from a state folder of its own"
-        )
-    return App(
-        [definition.cls for app in all_apps for definition in app.definitions.values()],
-        env=with_env[0].env if with_env else None,
-        limits=(with_env or all_apps)[0].limits,
-        hooks=[hook for app in all_apps for hook in app.hooks],
-    )
 
 
 def who() -> str:

@@ -14,6 +14,7 @@ import trio
 from perdure import App, InvalidArgumentError, StateLockedError, open_runtime
 from perdure.cli import options, render
 from perdure.cli.signals import Stop
+from perdure.engine.app import merge_apps
 
 OPEN_TRIES_S: Final = 3.0
 """A command that found nobody at work owns the folder for a moment."""
@@ -55,7 +56,7 @@ def serve(
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(message)s"
     )
-    app = options.merged(options.load_file(file) for file in files)
+    app = merge_apps(options.load_file(file) for file in files)
     if not app.definitions:
         raise InvalidArgumentError(f"{', '.join(files)}: there is no workflow to serve")
     stop = Stop(

@@ -9,7 +9,7 @@ import contextlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from types import ModuleType
@@ -41,6 +41,7 @@ class App:
         self.env = env
         self.limits = limits or Limits()
         self.hooks = tuple(hooks)
+        self.files: tuple[str, ...] = ()  # where all of it comes from files, which workers load again
         self.definitions: dict[str, Definition] = {}
         for cls in workflows:
             definition = define(cls)
@@ -82,7 +83,9 @@ class App:
         """Return an app that has `workflows` besides its own."""
         own = [definition.cls for definition in self.definitions.values()]
         more = [cls for cls in workflows if cls not in own]
-        return App([*own, *more], env=self.env, limits=self.limits, hooks=self.hooks)
+        app = App([*own, *more], env=self.env, limits=self.limits, hooks=self.hooks)
+        app.files = () if more else self.files
+        return app
 
     @contextlib.asynccontextmanager
     async def open_env(self) -> AsyncGenerator[Any]:
@@ -108,6 +111,7 @@ def load_app(file: str | Path) -> App:
     module = load_module(file)
     app = getattr(module, "app", None)
     if isinstance(app, App):
+        app.files = (str(Path(file).resolve()),)
         return app
     classes: list[type] = [
         value
@@ -119,7 +123,31 @@ def load_app(file: str | Path) -> App:
             f"{file} defines no workflow: write `class Hello(perdure.WorkflowEntrypoint)` in it, or"
             " `app = perdure.App(...)`"
         )
-    return App(classes)
+    app = App(classes)
+    app.files = (str(Path(file).resolve()),)
+    return app
+
+
+def merge_apps(apps: Iterable[App]) -> App:
+    """Return one app that has the workflows of all. Raises `InvalidArgumentError` where two clash."""
+    all_apps = list(apps)
+    if len(all_apps) == 1:
+        return all_apps[0]
+    with_env = [app for app in all_apps if app.env is not None]
+    if len(with_env) > 1:
+        raise InvalidArgumentError(
+            "several files define an app with an env: put their workflows into one app, or serve each"
+            " from a state folder of its own"
+        )
+    merged = App(
+        [definition.cls for app in all_apps for definition in app.definitions.values()],
+        env=with_env[0].env if with_env else None,
+        limits=(with_env or all_apps)[0].limits,
+        hooks=[hook for app in all_apps for hook in app.hooks],
+    )
+    if all(app.files for app in all_apps):
+        merged.files = tuple(file for app in all_apps for file in app.files)
+    return merged
 
 
 def load_module(file: str | Path) -> ModuleType:

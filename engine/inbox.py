@@ -22,8 +22,8 @@ from typing import Any, Final
 import msgspec
 import trio
 
+from perdure.engine.access import Access
 from perdure.engine.instance import Instance
-from perdure.engine.loop import GameLoop
 from perdure.errors import CommandError, PerdureError, RuntimeClosedError, StateError, UnknownWorkflowError
 from perdure.storage.records import Key, Message, Reply
 
@@ -78,12 +78,15 @@ def ring(path: Path) -> None:
 class Inbox:
     """Carries out the commands that other processes have left. `run` serves in a task."""
 
-    def __init__(self, runtime: Any, loop: GameLoop, doorbell: Doorbell) -> None:
+    def __init__(self, runtime: Any, access: Access, doorbell: Doorbell) -> None:
         self._runtime = runtime
-        self._loop = loop
+        self._access = access
         self._doorbell = doorbell
         self._queues: dict[Key, list[Message]] = {}
         self._seen = 0
+        self._drained = trio.Event()
+        self.waiting = 0
+        """Commands taken and not carried out yet; what is beyond `inbox_waiting_max` stays in the catalog."""
 
     async def run(self) -> None:
         """Serve until cancelled."""
@@ -92,6 +95,9 @@ class Inbox:
         async with trio.open_nursery() as nursery:
             while True:
                 self._take(nursery)
+                if self.waiting >= self._waiting_max:
+                    await self._drained.wait()
+                    continue
                 with trio.move_on_after(LOOK_S):
                     try:
                         await self._doorbell.wait()
@@ -102,11 +108,16 @@ class Inbox:
         """Stop listening."""
         self._doorbell.close()
 
+    @property
+    def _waiting_max(self) -> int:
+        return self._access.app.limits.inbox_waiting_max
+
     def _take(self, nursery: trio.Nursery) -> None:
-        for message in self._loop.catalog.pending():
-            if message.seq <= self._seen:
-                continue
+        self._drained = trio.Event()
+        room = self._waiting_max - self.waiting
+        for message in self._access.catalog.pending(after=self._seen, limit=room):
             self._seen = message.seq
+            self.waiting += 1
             if message.command == "sync":  # a reader need not wait for a command that takes its time
                 nursery.start_soon(self._serve_one, message)
                 continue
@@ -126,16 +137,21 @@ class Inbox:
         del self._queues[key]
 
     async def _serve_one(self, message: Message) -> None:
-        reply = await self._carry_out(message)
-        if reply is not None:
-            await self._reply(message, reply)
+        try:
+            reply = await self._carry_out(message)
+            if reply is not None:
+                await self._reply(message, reply)
+        finally:
+            self.waiting -= 1
+            if self.waiting < self._waiting_max:
+                self._drained.set()
 
     async def _reply(self, message: Message, reply: Reply) -> None:
         """Write the reply; its sender waits for it, so a disk that is full is waited for too."""
-        at_ms = self._loop.host.clock.wall_ms()
+        at_ms = self._access.clock.wall_ms()
         while True:
             try:
-                await self._loop.writer.write(lambda catalog: catalog.done(message.seq, reply, at_ms=at_ms))
+                await self._access.writer.write(lambda catalog: catalog.done(message.seq, reply, at_ms=at_ms))
             except StateError as error:
                 logger.error("the reply to %s cannot be written: %s", message.command, error)
                 await trio.sleep(LOOK_S)
@@ -149,7 +165,7 @@ class Inbox:
         except RuntimeClosedError:
             return None
         except UnknownWorkflowError as error:
-            if not self._loop.app.definitions:  # an owner for a moment, which runs nothing itself
+            if not self._access.app.definitions:  # an owner for a moment, which runs nothing itself
                 return None
             return Reply(ok=False, error=type(error).__name__, message=str(error))
         except PerdureError as error:
@@ -162,7 +178,7 @@ class Inbox:
     async def _act(self, message: Message) -> str | None:
         key = Key(message.workflow, message.id)
         who, token = message.actor, message.token
-        instance: Instance[Any] = Instance(key, self._loop, self._runtime.queries, None)
+        instance: Instance[Any] = Instance(key, self._access, self._runtime.queries, None)
         match message.command:
             case "create":
                 return await self._create(message)
@@ -176,8 +192,7 @@ class Inbox:
             case "terminate":
                 await instance.terminate(who=who, token=token)
             case "sync" if not message.id:
-                for each in [each for each in self._loop.lives if each.workflow == message.workflow]:
-                    await self._loop.synced(each)
+                await self._access.synced_all(message.workflow)
                 return None
             case "sync":
                 return msgspec.json.encode(await instance.status()).decode()

@@ -7,53 +7,32 @@ any number of its stretches in memory.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, Callable
-from datetime import UTC, datetime
-from pathlib import Path
+from collections.abc import AsyncGenerator
 from typing import Any, Final, Generic, TypeVar, overload
 
 import msgspec
-import trio
 
-from perdure.actors.actor import Actor
 from perdure.actors.durations import Duration, seconds
 from perdure.actors.outcome import Completed, Dead, Failed, Outcome, Terminated
 from perdure.actors.workflow import Definition
-from perdure.engine.loop import GameLoop
+from perdure.engine.access import Access, Command
+from perdure.engine.status import InstanceStatus
 from perdure.errors import (
     InstanceDeadError,
     InstanceFailedError,
-    InstanceFinishedError,
     InstanceTerminatedError,
     InvalidArgumentError,
     PerdureError,
 )
 from perdure.storage.failure import failure_summary, restore_failure
 from perdure.storage.names import check_event_type
-from perdure.storage.peek import bring_to_rest, peek_state, peek_token
 from perdure.storage.query import QueryHost, RowStream
-from perdure.storage.records import FINISHED, CatalogRow, InstanceState, Key, Status
+from perdure.storage.records import Key
 from perdure.storage.rows import Row
 
 T = TypeVar("T")
 R = TypeVar("R", covariant=True)
-POLL_S: Final = 30.0
-"""How long `result` waits for a change before it looks by itself, should a change have been missed."""
-IDLE_TOLD_MS: Final = 1_000
-"""How long a run waits outside its steps before its status says where."""
 HISTORY: Final = 'SELECT "commit", at, what, step, actor, detail FROM history WHERE "commit" > ?'
-
-
-class InstanceStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """Where an instance stands. `reason` says why, `wake_at` until when; `error` is a summary."""
-
-    status: Status
-    reason: str | None
-    error: str | None
-    created_at: datetime
-    started_at: datetime | None
-    ended_at: datetime | None
-    wake_at: datetime | None
 
 
 class HistoryEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,9 +54,9 @@ class Instance(Generic[R]):
     3.1
     """
 
-    def __init__(self, key: Key, loop: GameLoop, queries: QueryHost, definition: Definition | None) -> None:
+    def __init__(self, key: Key, access: Access, queries: QueryHost, definition: Definition | None) -> None:
         self.key = key
-        self._loop = loop
+        self._access = access
         self._queries = queries
         self._definition = definition
 
@@ -102,46 +81,12 @@ class Instance(Generic[R]):
         Raises `InstanceFailedError` (its `__cause__` is the error that `run()` raised, restored),
         `InstanceTerminatedError`, `InstanceDeadError` and `InstanceNotFoundError`.
         """
-        while True:
-            turn = self._loop.turn_of(self.key)
-            outcome = self._loop.outcome(self.key)
-            if outcome is None and self.key not in self._loop.lives:
-                row = self._loop.require(self.key)
-                if row.status in FINISHED or row.status == "dead":
-                    outcome = await self._stored_outcome(row)
-            match outcome:
-                case Completed() | Failed() | Terminated() | Dead():
-                    value: R = self._read(outcome)
-                    return value
-                case _:
-                    with trio.move_on_after(POLL_S):
-                        await turn.wait()
+        value: R = self._read(await self._access.outcome(self.key))
+        return value
 
     async def status(self) -> InstanceStatus:
         """Return where the instance stands; what it rests on is durable."""
-        status = await self._status()
-        await self._loop.synced(self.key)
-        return status
-
-    async def _status(self) -> InstanceStatus:
-        life = self._loop.lives.get(self.key)
-        row = self._loop.require(self.key)
-        if life is not None and life.actor is not None and life.file is not None:
-            state, status = life.actor.lifecycle.state, life.actor.status
-            if status != "waiting":
-                return _status(status, state.reason or self._kept_warm_by(life.actor), state.error, state)
-            waits = life.actor.waits()
-            reason = state.reason or waits.reason
-            return _status(status, reason, state.error, state, wake_at_ms=waits.wake_at_ms)
-        status_now = await trio.to_thread.run_sync(status_at_rest, row, self._loop.folder.instance(self.key))
-        if life is not None and life.stuck is not None:
-            return msgspec.structs.replace(status_now, reason=str(life.stuck))
-        return status_now
-
-    def _kept_warm_by(self, actor: Actor) -> str | None:
-        """Return what a running instance waits for that is no step, once it has done so for a while."""
-        idle_ms = self._loop.host.clock.boot_ms() - actor.last_active_ms
-        return actor.waits_outside_steps if idle_ms > IDLE_TOLD_MS else None
+        return await self._access.status(self.key)
 
     @overload
     async def sql(
@@ -165,9 +110,9 @@ class Instance(Generic[R]):
         ('fetch levels', 'completed')
         """
         timeout_s = seconds(timeout)
-        path, immutable = await self._readable()
-        rows = await self._queries.fetch(path, query, bindings, timeout_s=timeout_s, immutable=immutable)
-        await self._loop.synced(self.key)  # what it wrote while the query was on its way
+        async with self._access.reading(self.key) as (path, immutable):
+            rows = await self._queries.fetch(path, query, bindings, timeout_s=timeout_s, immutable=immutable)
+            await self._access.synced(self.key)  # what it wrote while the query was on its way
         if as_ is None:
             return rows
         return [msgspec.convert(row.as_dict(), as_, strict=False) for row in rows]
@@ -184,11 +129,11 @@ class Instance(Generic[R]):
         fetch levels
         """
         timeout_s = seconds(timeout)
-        path, immutable = await self._readable()
-        async with self._queries.stream(
-            path, query, bindings, timeout_s=timeout_s, immutable=immutable
-        ) as rows:
-            await self._loop.synced(self.key)  # the snapshot is taken by now
+        async with (
+            self._access.reading(self.key) as (path, immutable),
+            self._queries.stream(path, query, bindings, timeout_s=timeout_s, immutable=immutable) as rows,
+        ):
+            await self._access.synced(self.key)  # the snapshot is taken by now
             yield rows
 
     async def history(self, *, after: int = 0) -> list[HistoryEntry]:
@@ -213,8 +158,8 @@ class Instance(Generic[R]):
         """
         cursor = after
         while True:
-            change = self._loop.change_of(self.key)
-            ended = self._has_ended()
+            change = self._access.change_of(self.key)
+            ended = self._access.has_ended(self.key)
             entries = await self.history(after=cursor)
             for entry in entries:
                 yield entry
@@ -223,30 +168,6 @@ class Instance(Generic[R]):
                 return
             if not ended:
                 await change.wait()
-
-    def _has_ended(self) -> bool:
-        life = self._loop.lives.get(self.key)
-        if life is not None:
-            return life.actor is not None and life.actor.lifecycle.state.status in FINISHED
-        return self._loop.require(self.key).status in (*FINISHED, "dead")
-
-    async def _readable(self) -> tuple[Any, bool]:
-        """Return the file's path and whether nobody has it open; make it where it is not born yet."""
-        row = self._loop.require(self.key)
-        if row.birth is not None and self.key not in self._loop.lives:
-            await self._loop.command(self.key, _nothing)
-        life = self._loop.lives.get(self.key)
-        if life is not None:
-            await life.opened.wait()
-            if life.error is not None:
-                raise life.error
-            await life.synced()
-            if life.ending:
-                await life.closed.wait()
-        path = self._loop.folder.instance(self.key)
-        # A reader that was open when the owner closed the file has left the last commits in the WAL.
-        whole = self.key not in self._loop.lives and await trio.to_thread.run_sync(bring_to_rest, path)
-        return path, whole and self.key not in self._loop.lives
 
     # -- commanding ------------------------------------------------------------------------
 
@@ -263,62 +184,34 @@ class Instance(Generic[R]):
         `InvalidNameError` and `EncodingError`.
         """
         check_event_type(type)
-        stored, _ = self._loop.host.codec.coder(Any).record(payload)
-        await self._command(lambda actor: actor.receive(type, stored, token=token), token)
+        stored, _ = self._access.codec.coder(Any).record(payload)
+        await self._command(Command(name="send-event", type=type, payload=stored, token=token))
 
     async def pause(self, *, who: str | None = None, token: str | None = None) -> None:
         """Let steps under way finish, start no more, and freeze the timers."""
-        await self._command(lambda actor: actor.pause(who=who, token=token), token)
+        await self._command(Command(name="pause", who=who, token=token))
 
     async def resume(self, *, who: str | None = None, token: str | None = None) -> None:
         """Take a pause back, or revive a dead instance. Waiting deadlines move by the pause's length."""
-        await self._command(lambda actor: actor.resume(who=who, token=token), token)
+        await self._command(Command(name="resume", who=who, token=token))
 
     async def terminate(self, *, who: str | None = None, token: str | None = None) -> None:
         """End the instance. Attempts under way are cancelled and waited for. Returns once that is durable."""
-        await self._command(lambda actor: actor.terminate(who=who, token=token), token)
-        await self._loop.closed(self.key)
+        await self._command(Command(name="terminate", who=who, token=token))
 
-    async def _command(self, act: Callable[[Actor], None], token: str | None) -> None:
-        await self._loop.at_rest(self.key)
-        row = self._loop.require(self.key)
-        if row.status in FINISHED and self.key not in self._loop.lives:
-            path = self._loop.folder.instance(self.key)
-            if token is not None and await trio.to_thread.run_sync(peek_token, path, token):
-                return  # it was carried out, and its reply was lost with an earlier owner
-            raise InstanceFinishedError(
-                f"{self.key} has finished ({row.status}): nothing can reach it any more",
-                workflow=self.key.workflow,
-                instance_id=self.key.id,
-            )
-        await self._loop.command(self.key, act)
+    async def _command(self, command: Command) -> None:
+        await self._access.command(self.key, command)
 
     # -- inside ----------------------------------------------------------------------------
-
-    async def _peek(self) -> InstanceState:
-        path = self._loop.folder.instance(self.key)
-        return await trio.to_thread.run_sync(peek_state, path)
-
-    async def _stored_outcome(self, row: CatalogRow) -> Outcome:
-        if row.status == "dead":
-            return Dead(reason=row.reason or "")
-        state = await self._peek()
-        match state.status:
-            case "complete":
-                return Completed(output=state.output if state.output is not None else "null")
-            case "errored":
-                return Failed(error=state.error or "{}")
-            case _:
-                return Terminated()
 
     def _read(self, outcome: Outcome) -> Any:
         names = {"workflow": self.key.workflow, "instance_id": self.key.id}
         match outcome:
             case Completed(output=output):
                 annotation = Any if self._definition is None else self._definition.result
-                return self._loop.host.codec.coder(annotation).decode(output)
+                return self._access.codec.coder(annotation).decode(output)
             case Failed(error=text):
-                cause = restore_failure(text, step="", attempt=0, codec=self._loop.host.codec)
+                cause = restore_failure(text, step="", attempt=0, codec=self._access.codec)
                 kind, message = failure_summary(text)
                 raise InstanceFailedError(f"{self.key} failed: {kind}: {message}", **names) from cause
             case Terminated():
@@ -331,10 +224,6 @@ class Instance(Generic[R]):
                 raise PerdureError(f"{self.key} has no result yet")
 
 
-def _nothing(_actor: Actor) -> None:
-    """Write nothing: opening the file is all that is wanted."""
-
-
 def _entry(row: Row) -> HistoryEntry:
     return HistoryEntry(
         commit=row["commit"],
@@ -344,42 +233,6 @@ def _entry(row: Row) -> HistoryEntry:
         actor=row["actor"],
         detail=row["detail"],
     )
-
-
-def status_at_rest(row: CatalogRow, path: Path) -> InstanceStatus:
-    """Return where an instance stands that nobody has in memory. Runs off the loop."""
-    if row.birth is not None and not (row.open and path.exists()):
-        return _status(row.status, row.reason, None, row, wake_at_ms=row.start_at_ms)
-    try:
-        state = peek_state(path)
-    except PerdureError as error:
-        return _status(row.status, row.reason or str(error), None, row)
-    status = state.status if state.status in FINISHED or row.open else row.status
-    return _status(status, row.reason, state.error, state, wake_at_ms=row.wake_at_ms)
-
-
-def _status(
-    status: Status,
-    reason: str | None,
-    error: str | None,
-    times: InstanceState | CatalogRow,
-    *,
-    wake_at_ms: int | None = None,
-) -> InstanceStatus:
-    wake_ms = wake_at_ms if wake_at_ms is not None else times.wake_at_ms
-    return InstanceStatus(
-        status=status,
-        reason=reason,
-        error=None if error is None else ": ".join(failure_summary(error)),
-        created_at=datetime.fromtimestamp(times.created_at_ms / 1000, UTC),
-        started_at=_time(times.started_at_ms),
-        ended_at=_time(times.ended_at_ms),
-        wake_at=_time(wake_ms),
-    )
-
-
-def _time(ms: int | None) -> datetime | None:
-    return None if ms is None else datetime.fromtimestamp(ms / 1000, UTC)
 
 
 def parse_payload(text: str) -> Any:

@@ -33,8 +33,8 @@ from perdure.engine.births import IfExists
 from perdure.engine.clock import SystemClock
 from perdure.engine.folder import StateFolder
 from perdure.engine.inbox import CreateBody, EventBody, ring
-from perdure.engine.instance import InstanceStatus, status_at_rest
-from perdure.engine.runtime import open_runtime
+from perdure.engine.opening import open_runtime
+from perdure.engine.status import InstanceStatus, status_at_rest
 from perdure.errors import (
     AmbiguousInstanceError,
     CommandError,

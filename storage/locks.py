@@ -6,7 +6,8 @@ took it, for people and for error messages; the lock alone decides. No other mod
 Invariants:
     At most one `FolderLock` on a path is held, within a process as between processes.
     It ends with `release` or with the process, however that dies; nothing has to be cleaned up.
-    No child keeps it: the descriptor closes on exec, and a forked child drops its copy.
+    No child keeps it unless it is handed `descriptor`: that closes on exec, and a forked child drops its
+    copy. Workers are handed it, so that their folder stays locked for as long as one of them lives.
     The file is never deleted: whoever waits on a deleted file locks something nobody else sees.
 
 `flock`, and not the POSIX lock of `fcntl`: that one falls when *any* descriptor of the file is
@@ -149,6 +150,13 @@ class FolderLock:
             return holder.pid if holder else HOLDER_UNKNOWN
         finally:
             os.close(descriptor)
+
+    @property
+    def descriptor(self) -> int:
+        """The descriptor that carries the lock, for a child that is to hold it too."""
+        if self._descriptor is None:
+            raise ValueError("the lock has been released")
+        return self._descriptor
 
     def release(self) -> None:
         """Give the lock back. A second call does nothing."""

@@ -10,9 +10,11 @@ Invariants:
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sqlite3
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
@@ -23,6 +25,7 @@ import trio
 from perdure.storage.catalog import Catalog
 from perdure.storage.files import storage_error
 from perdure.storage.threads import open_threads
+from perdure.storage.turns import Turn
 
 T = TypeVar("T")
 
@@ -45,10 +48,21 @@ class _Write(Generic[T]):
 
 
 class CatalogWriter:
-    """Groups the writes of one process. `run` serves in a task; `write` may be called by any."""
+    """Groups the writes of one process. `run` serves in a task; `write` may be called by any.
 
-    def __init__(self, catalog: Catalog, *, path: Path, batch_max: int) -> None:
+    `turn` is entered around each transaction where several processes write to one catalog.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        *,
+        path: Path,
+        batch_max: int,
+        turn: AbstractContextManager[None] | None = None,
+    ) -> None:
         self._catalog = catalog
+        self._turn = turn or contextlib.nullcontext()
         self._path = path
         self._batch_max = batch_max
         self._waiting: list[_Write[Any]] = []
@@ -80,10 +94,14 @@ class CatalogWriter:
                 if not self._waiting:
                     self._work = trio.Event()
                 self._writing = len(batch)
-                await threads.run_one(functools.partial(self._transact, batch))
+                await threads.run_one(functools.partial(self._take_turn, batch))
                 self._writing = 0
                 for write in batch:
                     write.done.set()
+
+    def _take_turn(self, batch: list[_Write[Any]]) -> None:
+        with self._turn:
+            self._transact(batch)
 
     def _transact(self, batch: list[_Write[Any]]) -> None:
         connection = self._catalog.connection
@@ -121,6 +139,15 @@ class CatalogWriter:
 
 def write_now(catalog: Catalog, operation: Callable[[Catalog], T], *, path: Path) -> T:
     """Run one write in a transaction of its own, in the calling thread. For short-lived programs."""
+    turn = Turn(path)
+    try:
+        with turn if turn.is_shared else contextlib.nullcontext():
+            return _write_alone(catalog, operation, path)
+    finally:
+        turn.close()
+
+
+def _write_alone(catalog: Catalog, operation: Callable[[Catalog], T], path: Path) -> T:
     connection = catalog.connection
     try:
         connection.execute("BEGIN IMMEDIATE")

@@ -12,8 +12,10 @@ from perdure.actors.step import WorkflowStep
 from perdure.actors.waiting import StepEvent
 from perdure.actors.workflow import ActorContext, Schedule, WorkflowEntrypoint, WorkflowEvent
 from perdure.engine.app import App
-from perdure.engine.instance import HistoryEntry, Instance, InstanceStatus
-from perdure.engine.runtime import Runtime, RuntimeStatistics, open_runtime
+from perdure.engine.instance import HistoryEntry, Instance
+from perdure.engine.opening import open_runtime
+from perdure.engine.runtime import Runtime, RuntimeStatistics
+from perdure.engine.status import InstanceStatus
 from perdure.errors import (
     AmbiguousInstanceError,
     AmbiguousStepError,

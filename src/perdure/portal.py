@@ -235,7 +235,7 @@ async def on_asyncio(
             async with on_asyncio("state", app) as web.state.perdure:
                 yield
     """
-    from perdure.engine.runtime import open_runtime  # noqa: PLC0415 - the bridge itself needs no engine
+    from perdure.engine.opening import open_runtime  # noqa: PLC0415 - the bridge itself needs no engine
 
     loop = _running_loop()
     async with bridge_on_asyncio(partial(open_runtime, path, app, asyncio_loop=loop, **options)) as portal:
@@ -436,6 +436,6 @@ def in_thread(
             instance = p(p.runtime.create, ResearchAgent, params=Query("tides"))
             report = p(instance.result)
     """
-    from perdure.engine.runtime import open_runtime  # noqa: PLC0415 - as in on_asyncio
+    from perdure.engine.opening import open_runtime  # noqa: PLC0415 - as in on_asyncio
 
     return bridge_in_thread(partial(open_runtime, path, app, **options))

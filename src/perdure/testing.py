@@ -35,7 +35,8 @@ import trio.testing
 
 from perdure.actors.host import Replay
 from perdure.engine.app import App
-from perdure.engine.runtime import Runtime, open_runtime
+from perdure.engine.opening import open_runtime
+from perdure.engine.runtime import Runtime
 from perdure.limits import Limits
 from perdure.storage.disk import Disk
 from perdure.storage.records import Durability

@@ -15,7 +15,7 @@ from perdure import InstanceFinishedError
 from perdure.engine.app import load_app
 from perdure.engine.inbox import EventBody
 from perdure.engine.remote import open_remote
-from perdure.engine.runtime import open_runtime
+from perdure.engine.opening import open_runtime
 
 pytestmark = pytest.mark.slow
 LOST = "the token of a command whose reply was lost"

@@ -384,7 +384,7 @@ async def check_a_loser_takes_nothing(
 
 
 async def both(instance: Instance[Any]) -> None:
-    loop: GameLoop = vars(instance)["_loop"]
+    loop: GameLoop = vars(instance)["_access"].loop
 
     def receive(actor: Actor) -> None:
         for number in (1, 2):
@@ -440,7 +440,7 @@ async def test_the_finished_check_fails_when_nobody_asks_whether_it_has_ended(
     folder: Path, broken: Broken
 ) -> None:
     async def send(instance: Instance[Any], type_: str, payload: Any = None) -> None:
-        loop: GameLoop = vars(instance)["_loop"]
+        loop: GameLoop = vars(instance)["_access"].loop
         await loop.command(instance.key, lambda actor: actor.receive(type_, json.dumps(payload), token=None))
 
     broken(Instance, "send_event", send)

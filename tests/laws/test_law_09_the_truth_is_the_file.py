@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+import perdure.engine.local
 from perdure import (
-    Instance,
     InstanceNotFoundError,
     Runtime,
     StateLockedError,
@@ -32,7 +32,7 @@ from perdure.storage.lifecycle import Lifecycle
 from perdure.storage.locks import FolderLock
 from perdure.testing import VirtualClock, open_test_runtime
 
-Broken = Callable[[type, str, Callable[..., Any]], None]
+Broken = Callable[[Any, str, Callable[..., Any]], None]
 Reached = Callable[..., Awaitable[None]]
 Settled = Callable[[Runtime], Awaitable[None]]
 
@@ -85,7 +85,7 @@ async def check_a_file_taken_over(folder: Path, replay: Replay, reached: Reached
         with pytest.raises(StorageWriteError, match="taken over by another owner"):
             await instance.send_event("go", 1)
     with closing(sqlite3.connect(path)) as connection:
-        assert [] == connection.execute("SELECT * FROM _perdure_events").fetchall()
+        assert [] == connection.execute("SELECT * FROM _perdure_messages").fetchall()
         (status,) = connection.execute("SELECT status FROM instance").fetchone()
     assert "complete" != status
 
@@ -210,10 +210,10 @@ async def test_a_result_comes_from_the_file(folder: Path, replay: Replay) -> Non
 async def test_the_result_check_fails_when_the_result_is_remembered_elsewhere(
     folder: Path, broken: Broken
 ) -> None:
-    async def remember(_instance: Instance[Any], _row: object) -> Completed:
+    async def remember(_access: object, _row: object) -> Completed:
         return Completed(output="5")
 
-    broken(Instance, "_stored_outcome", remember)
+    broken(perdure.engine.local, "stored_outcome", remember)
 
     with pytest.raises(AssertionError):
         await check_the_result_comes_from_the_file(folder, "warm")

@@ -19,7 +19,7 @@ import trio
 import trio.testing
 
 import perdure
-import perdure.engine.runtime
+import perdure.engine.opening
 from perdure import (
     Instance,
     InstanceFailedError,
@@ -34,9 +34,9 @@ from perdure import (
     WorkflowEvent,
     WorkflowStep,
 )
-from perdure.actors.actor import Actor
 from perdure.actors.compose import RaceCall
 from perdure.actors.host import Replay
+from perdure.engine.access import Command
 from perdure.engine.loop import GameLoop
 from perdure.testing import open_test_runtime
 
@@ -178,11 +178,8 @@ async def test_the_check_fails_when_an_event_is_written_before_its_type_is_looke
 ) -> None:
     send: Callable[..., Awaitable[None]] = vars(Instance)["send_event"]
 
-    def write(actor: Actor) -> None:
-        actor.receive("early", "null", token=None)
-
     async def write_first(instance: Instance[Any], type_: str, payload: Any = None) -> None:
-        await vars(Instance)["_command"](instance, write, None)
+        await vars(Instance)["_command"](instance, Command(name="send-event", type="early", payload="null"))
         await send(instance, type_, payload)
 
     broken(Instance, "send_event", write_first)
@@ -225,7 +222,7 @@ async def test_the_finished_check_fails_when_nobody_waits_for_the_end_of_a_life(
 
 
 async def test_the_options_check_fails_when_they_are_not_looked_at(folder: Path, broken: Broken) -> None:
-    broken(perdure.engine.runtime, "_check_options", lambda *_: None)
+    broken(perdure.engine.opening, "_check_options", lambda *_: None)
 
     with pytest.raises(AssertionError, match="it was opened"):
         await opening_is_refused(folder, workers=2)

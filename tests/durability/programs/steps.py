@@ -16,7 +16,7 @@ from typing import Any
 import trio
 
 import perdure
-from perdure.engine.runtime import open_runtime
+from perdure.engine.opening import open_runtime
 from perdure.storage.disk import Disk
 
 

@@ -23,7 +23,7 @@ from typing import Any
 import trio
 
 import perdure
-from perdure.engine.runtime import open_runtime
+from perdure.engine.opening import open_runtime
 from perdure.storage.disk import Disk
 
 STATE, JOB, POINT = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])

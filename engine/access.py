@@ -1,0 +1,194 @@
+"""The way from a handle to its instance, wherever that is warm.
+
+`Instance` and `Runtime` know this protocol alone. `LocalAccess` reaches what the game loop of this
+process owns; with several workers `Front` asks the worker that owns it, and a worker's own
+`WorkerAccess` does one or the other. What crosses is data, so that it can cross processes.
+
+Invariants:
+    What an access tells of an instance is durable (law 2).
+    A command returns after its effect is durable; its token makes it harmless to repeat.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Literal, Protocol
+
+import msgspec
+import trio
+
+from perdure.actors.actor import Actor
+from perdure.actors.outcome import Completed, Dead, Failed, Outcome, Terminated
+from perdure.engine.app import App
+from perdure.engine.folder import StateFolder
+from perdure.engine.status import InstanceStatus
+from perdure.engine.timers import WaitingClock
+from perdure.errors import InstanceFinishedError, InstanceNotFoundError, PerdureError
+from perdure.storage.catalog import Catalog
+from perdure.storage.codec import Codec
+from perdure.storage.peek import peek_state
+from perdure.storage.records import CatalogRow, InstanceState, Key, Stored
+from perdure.storage.writer import CatalogWriter
+
+CommandName = Literal["send-event", "pause", "resume", "terminate", "open"]
+
+
+class Command(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """What is asked of one instance; `type` and `payload` are an event's, `open` only makes the file."""
+
+    name: CommandName
+    type: str = ""
+    payload: Stored = "null"
+    who: str | None = None
+    token: str | None = None
+
+    def give(self, actor: Actor) -> None:
+        """Have the actor write it down. Raises what the actor raises."""
+        match self.name:
+            case "send-event":
+                actor.receive(self.type, self.payload, token=self.token)
+            case "pause":
+                actor.pause(who=self.who, token=self.token)
+            case "resume":
+                actor.resume(who=self.who, token=self.token)
+            case "terminate":
+                actor.terminate(who=self.who, token=self.token)
+            case "open":
+                pass
+
+
+class ElsewhereError(PerdureError):
+    """Another worker owns the instance. Never leaves the engine."""
+
+
+class Access(Protocol):
+    """How instances of one state folder are reached."""
+
+    @property
+    def folder(self) -> StateFolder:
+        """Where they lie."""
+        ...
+
+    @property
+    def app(self) -> App:
+        """What can be run."""
+        ...
+
+    @property
+    def clock(self) -> WaitingClock:
+        """Time and randomness."""
+        ...
+
+    @property
+    def codec(self) -> Codec:
+        """How values are stored."""
+        ...
+
+    @property
+    def catalog(self) -> Catalog:
+        """The catalog, for reading in this thread."""
+        ...
+
+    @property
+    def writer(self) -> CatalogWriter:
+        """The catalog, for writing."""
+        ...
+
+    @property
+    def closing(self) -> bool:
+        """Whether the runtime is ending."""
+        ...
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is under way."""
+        ...
+
+    def ring(self) -> None:
+        """Have whoever runs instances look into the catalog: something may be able to move."""
+        ...
+
+    def forget(self, key: Key) -> None:
+        """Forget how an instance ended: another incarnation takes its place."""
+        ...
+
+    def require(self, key: Key) -> CatalogRow:
+        """Return an instance's row. Raises `InstanceNotFoundError`."""
+        ...
+
+    async def outcome(self, key: Key) -> Outcome:
+        """Wait until the instance has ended and return how. Raises `InstanceNotFoundError`."""
+        ...
+
+    async def status(self, key: Key) -> InstanceStatus:
+        """Return where the instance stands."""
+        ...
+
+    async def command(self, key: Key, command: Command) -> None:
+        """Carry out a command. Raises `InstanceNotFoundError`, `InstanceFinishedError`, `StateError`."""
+        ...
+
+    def reading(self, key: Key) -> AbstractAsyncContextManager[tuple[Path, bool]]:
+        """Keep the instance's file fit for reading; yields its path and whether nobody writes to it."""
+        ...
+
+    async def synced(self, key: Key) -> None:
+        """Return when all that the instance has written so far may be seen outside."""
+        ...
+
+    async def synced_all(self, workflow: str) -> None:
+        """Return when all that the instances of a workflow have written so far may be seen outside."""
+        ...
+
+    async def closed(self, key: Key) -> None:
+        """Return when the instance has left memory."""
+        ...
+
+    def has_ended(self, key: Key) -> bool:
+        """Whether the instance has ended, or is parked as dead."""
+        ...
+
+    def change_of(self, key: Key) -> trio.Event:
+        """Return an event that is set once the instance may have changed. Asked for before looking."""
+        ...
+
+
+async def peek(access: Access, key: Key) -> InstanceState:
+    """Return the own row of an instance at rest. Raises `InstanceDamagedError`."""
+    path = access.folder.instance(key)
+    return await trio.to_thread.run_sync(peek_state, path)
+
+
+def required(row: CatalogRow | None, key: Key, folder: StateFolder) -> CatalogRow:
+    """Return a row that has to be there. Raises `InstanceNotFoundError`."""
+    if row is None:
+        raise InstanceNotFoundError(
+            f"there is no instance {key} in {folder.root}; `perdure list` shows those there are",
+            workflow=key.workflow,
+            instance_id=key.id,
+        )
+    return row
+
+
+def refuse_finished(row: CatalogRow) -> InstanceFinishedError:
+    """Return the error for a command to an instance that has finished."""
+    return InstanceFinishedError(
+        f"{row.key} has finished ({row.status}): nothing can reach it any more",
+        workflow=row.workflow,
+        instance_id=row.id,
+    )
+
+
+async def stored_outcome(access: Access, row: CatalogRow) -> Outcome:
+    """Return how an instance at rest has ended, as its file has it."""
+    if row.status == "dead":
+        return Dead(reason=row.reason or "")
+    state = await peek(access, row.key)
+    match state.status:
+        case "complete":
+            return Completed(output=state.output if state.output is not None else "null")
+        case "errored":
+            return Failed(error=state.error or "{}")
+        case _:
+            return Terminated()

@@ -1,0 +1,202 @@
+"""Access to what the game loop of this process owns."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import trio
+
+from perdure.actors.actor import Actor
+from perdure.actors.outcome import Completed, Dead, Failed, Outcome, Terminated
+from perdure.engine.access import Command, refuse_finished, stored_outcome
+from perdure.engine.app import App
+from perdure.engine.folder import StateFolder
+from perdure.engine.loop import GameLoop
+from perdure.engine.status import InstanceStatus, status_at_rest, status_of
+from perdure.engine.timers import WaitingClock
+from perdure.storage.catalog import Catalog
+from perdure.storage.codec import Codec
+from perdure.storage.peek import bring_to_rest, peek_token
+from perdure.storage.query import QueryHost
+from perdure.storage.records import FINISHED, CatalogRow, Key
+from perdure.storage.writer import CatalogWriter
+
+POLL_S: Final = 30.0
+"""How long `outcome` waits for a change before it looks by itself, should a change have been missed."""
+IDLE_TOLD_MS: Final = 1_000
+"""How long a run waits outside its steps before its status says where."""
+
+
+class LocalAccess:
+    """The instances of one game loop. Made once, when the runtime opens."""
+
+    def __init__(self, loop: GameLoop, clock: WaitingClock, queries: QueryHost) -> None:
+        self.loop = loop
+        self._clock = clock
+        self._queries = queries
+
+    @property
+    def folder(self) -> StateFolder:
+        """Where they lie."""
+        return self.loop.folder
+
+    @property
+    def app(self) -> App:
+        """What this process can run."""
+        return self.loop.app
+
+    @property
+    def clock(self) -> WaitingClock:
+        """Time and randomness."""
+        return self._clock
+
+    @property
+    def codec(self) -> Codec:
+        """How values are stored."""
+        return self.loop.host.codec
+
+    @property
+    def catalog(self) -> Catalog:
+        """The catalog, for reading in this thread."""
+        return self.loop.catalog
+
+    @property
+    def writer(self) -> CatalogWriter:
+        """The catalog, for writing."""
+        return self.loop.writer
+
+    @property
+    def closing(self) -> bool:
+        """Whether the runtime is ending."""
+        return self.loop.closing
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is under way: no attempt, no write, no sync."""
+        loop = self.loop
+        functions = loop.host.functions.statistics()
+        return not (
+            loop.busy
+            or loop.host.gate.busy
+            or loop.writer.busy
+            or loop.openings.busy
+            or loop.closings.busy
+            or functions.threads_busy
+            or functions.asyncio_busy
+            or self._queries.statistics().threads_busy
+        )
+
+    def ring(self) -> None:
+        """Have the next tick come at once."""
+        self.loop.ring()
+
+    def forget(self, key: Key) -> None:
+        """Do nothing: the life that begins makes the loop forget."""
+
+    def require(self, key: Key) -> CatalogRow:
+        """Return an instance's row. Raises `InstanceNotFoundError`."""
+        return self.loop.require(key)
+
+    async def outcome(self, key: Key) -> Outcome:
+        """Wait until the instance has ended and return how."""
+        while True:
+            turn = self.loop.turn_of(key)
+            outcome = self.loop.outcome(key)
+            if outcome is None and key not in self.loop.lives:
+                row = self.loop.require(key)
+                if row.status in FINISHED or row.status == "dead":
+                    outcome = await stored_outcome(self, row)
+            match outcome:
+                case Completed() | Failed() | Terminated() | Dead():
+                    return outcome
+                case _:
+                    with trio.move_on_after(POLL_S):
+                        await turn.wait()
+
+    async def status(self, key: Key) -> InstanceStatus:
+        """Return where the instance stands; what it rests on is durable."""
+        status = await self._status(key)
+        await self.loop.synced(key)
+        return status
+
+    async def _status(self, key: Key) -> InstanceStatus:
+        life = self.loop.lives.get(key)
+        row = self.loop.require(key)
+        if life is not None and life.actor is not None and life.file is not None:
+            state, status = life.actor.lifecycle.state, life.actor.status
+            if status != "waiting":
+                return status_of(status, state.reason or self._kept_warm_by(life.actor), state.error, state)
+            waits = life.actor.waits()
+            reason = state.reason or waits.reason
+            return status_of(status, reason, state.error, state, wake_at_ms=waits.wake_at_ms)
+        status_now = await trio.to_thread.run_sync(status_at_rest, row, self.folder.instance(key))
+        if life is not None and life.stuck is not None:
+            return msgspec.structs.replace(status_now, reason=str(life.stuck))
+        return status_now
+
+    def _kept_warm_by(self, actor: Actor) -> str | None:
+        """Return what a running instance waits for that is no step, once it has done so for a while."""
+        idle_ms = self._clock.boot_ms() - actor.last_active_ms
+        return actor.waits_outside_steps if idle_ms > IDLE_TOLD_MS else None
+
+    async def command(self, key: Key, command: Command) -> None:
+        """Carry out a command; it returns once that is durable, `terminate` once the instance is closed."""
+        await self.loop.at_rest(key)
+        row = self.loop.require(key)
+        if row.status in FINISHED and key not in self.loop.lives:
+            if command.token is not None and await trio.to_thread.run_sync(
+                peek_token, self.folder.instance(key), command.token
+            ):
+                return  # it was carried out, and its reply was lost with an earlier owner
+            raise refuse_finished(row)
+        await self.loop.command(key, command.give)
+        if command.name == "terminate":
+            await self.loop.closed(key)
+
+    @contextlib.asynccontextmanager
+    async def reading(self, key: Key) -> AsyncGenerator[tuple[Path, bool]]:
+        """Give the file's path and whether nobody has it open; it is made where it is not born yet."""
+        loop = self.loop
+        row = loop.require(key)
+        if row.birth is not None and key not in loop.lives:
+            await loop.command(key, Command(name="open").give)
+        life = loop.lives.get(key)
+        if life is not None:
+            await life.opened.wait()
+            if life.error is not None:
+                raise life.error
+            await life.synced()
+            if life.ending:
+                await life.closed.wait()
+        path = self.folder.instance(key)
+        # A reader that was open when the owner closed the file has left the last commits in the WAL.
+        whole = key not in loop.lives and await trio.to_thread.run_sync(bring_to_rest, path)
+        yield path, whole and key not in loop.lives
+
+    async def synced(self, key: Key) -> None:
+        """Return when all that the instance has written so far may be seen outside."""
+        await self.loop.synced(key)
+
+    async def synced_all(self, workflow: str) -> None:
+        """Return when all that the instances of a workflow have written so far may be seen outside."""
+        for key in [key for key in self.loop.lives if key.workflow == workflow]:
+            await self.loop.synced(key)
+
+    async def closed(self, key: Key) -> None:
+        """Return when the instance has left memory."""
+        await self.loop.closed(key)
+
+    def has_ended(self, key: Key) -> bool:
+        """Whether the instance has ended, or is parked as dead."""
+        life = self.loop.lives.get(key)
+        if life is not None:
+            return life.actor is not None and life.actor.lifecycle.state.status in FINISHED
+        return self.loop.require(key).status in (*FINISHED, "dead")
+
+    def change_of(self, key: Key) -> trio.Event:
+        """Return an event that is set at the next commit of the instance, or turn of its life."""
+        return self.loop.change_of(key)
