@@ -74,6 +74,7 @@ class Host:
     functions: FunctionHost
     limits: Limits
     replay: Replay
+    idle: int = 0  # how many runs only wait, so that nobody has to look at each
     runtime: Any = None  # what `ctx.runtime` shows to user code; its class lives a floor above
 
 

@@ -82,7 +82,7 @@ class Owner(Protocol):
 class Life:
     """One instance in memory. `opened` and `closed` are events; `error` says why opening failed,
     `stuck` why the catalog cannot be told that it is at rest. `will_wake` says whether, once at rest,
-    the catalog has a moment for it to go on.
+    the catalog has a moment for it to go on, `found` which status it had there before.
     """
 
     def __init__(self, key: Key, owner: Owner, definition: Definition | None) -> None:
@@ -94,6 +94,7 @@ class Life:
         self.error: PerdureError | None = None
         self.ending = False
         self.stuck: StateError | None = None
+        self.found: Status = "queued"
         self.crashes = 0
         self.quiet_timer_set = False
         self.will_wake = False
@@ -109,6 +110,7 @@ class Life:
 
     async def live(self, row: CatalogRow) -> None:
         """Live from the claim, which gave `row`, to the closing of the file."""
+        self.found = row.status
         try:
             try:
                 await self._open(row)

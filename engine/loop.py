@@ -23,15 +23,17 @@ import trio
 from perdure.actors.actor import Actor
 from perdure.actors.host import Host, deadline_in
 from perdure.actors.outcome import Outcome
+from perdure.engine.access import ElsewhereError
 from perdure.engine.app import App
 from perdure.engine.folder import StateFolder
 from perdure.engine.life import Life
+from perdure.engine.statistics import Tally
 from perdure.errors import InstanceNotFoundError, RuntimeClosedError, StateError
 from perdure.storage.catalog import Catalog
 from perdure.storage.disk import Disk
 from perdure.storage.files import InstanceFile
 from perdure.storage.opening import FileHost
-from perdure.storage.records import CatalogRow, Deadline, Durability, Key
+from perdure.storage.records import FINISHED, CatalogRow, Deadline, Durability, Key
 from perdure.storage.writer import CatalogWriter
 
 logger: Final = logging.getLogger("perdure.engine")
@@ -74,6 +76,7 @@ class GameLoop:
         self.env = env
         self.lives: dict[Key, Life] = {}
         self.ticks = 0
+        self.tally = Tally()
         self.closing = False
         self._outcomes: collections.OrderedDict[Key, Outcome] = collections.OrderedDict()
         self._changes: dict[Key, trio.Event] = {}
@@ -183,7 +186,7 @@ class GameLoop:
     @property
     def busy(self) -> int:
         """How many warm instances have something to do."""
-        return sum(1 for life in self.lives.values() if life.actor is None or not life.actor.is_idle)
+        return len(self.lives) - self.host.idle
 
     def _make_way(self) -> None:
         parked = [
@@ -219,6 +222,8 @@ class GameLoop:
         before = self.lives.get(row.key)  # its row is at rest, and it is about to go
         life = Life(row.key, self, self.app.definitions.get(row.workflow))
         self.lives[row.key] = life
+        if row.status == "queued":
+            self.tally.started(row.workflow)
         self._outcomes.pop(row.key, None)
         self._nursery.start_soon(self._live, life, row, before)
         return life
@@ -226,7 +231,8 @@ class GameLoop:
     async def wake(self, key: Key) -> Life:
         """Return the life of an instance, begun now where it has none.
 
-        Raises `InstanceNotFoundError` and `RuntimeClosedError`.
+        Raises `InstanceNotFoundError` and `RuntimeClosedError`, and `ElsewhereError` where another worker
+        owns it.
         """
         while True:
             life = self.lives.get(key)
@@ -238,7 +244,9 @@ class GameLoop:
                     await self._give_back([row])
                 return self.begin(row)
             if key not in self.lives:
-                self.require(key)
+                claimed = self.require(key)
+                if claimed.open and claimed.owner != self.worker:
+                    raise ElsewhereError(f"worker {claimed.owner} owns {key}")
                 with trio.move_on_after(CLAIM_LOOK_S):  # a tick has claimed it and is about to begin it
                     await self._begun.wait()
 
@@ -253,6 +261,10 @@ class GameLoop:
                     await before.closed.wait()
                 await life.live(row)
         finally:
+            if life.actor is not None:
+                self.tally.worked(
+                    life.key.workflow, steps=life.actor.journal.progress, replays=life.actor.replays
+                )
             if self.lives.get(life.key) is life:
                 del self.lives[life.key]
             self._turned(life.key)
@@ -293,6 +305,9 @@ class GameLoop:
     def announce(self, key: Key, outcome: Outcome) -> None:
         """Remember a durable outcome and tell those who wait for the instance."""
         self._outcomes[key] = outcome
+        life = self.lives.get(key)
+        if life is not None and life.found not in FINISHED:  # one that had ended is only told again
+            self.tally.ended(key.workflow, outcome)
         while len(self._outcomes) > OUTCOMES_KEPT:
             self._outcomes.popitem(last=False)
         self._turned(key)

@@ -89,8 +89,8 @@ POST: Final = """
     INSERT INTO _perdure_inbox (token, workflow, id, command, body, actor, sent_at) VALUES (?, ?, ?, ?, ?,
         ?, ?)"""
 PENDING: Final = """
-    SELECT seq, token, workflow, id, command, body, actor FROM _perdure_inbox WHERE done_at IS NULL ORDER
-        BY seq"""
+    SELECT seq, token, workflow, id, command, body, actor FROM _perdure_inbox
+    WHERE done_at IS NULL AND seq > ? ORDER BY seq LIMIT ?"""
 DONE: Final = "UPDATE _perdure_inbox SET done_at = ?, reply = ? WHERE seq = ?"
 REPLY: Final = "SELECT reply FROM _perdure_inbox WHERE token = ?"
 SWEEP: Final = "DELETE FROM _perdure_inbox WHERE done_at < ?"
@@ -370,6 +370,11 @@ class Catalog:
         """Count one death of the process for every instance that was open, and have each go on at once."""
         self.connection.execute(CRASHED)
 
+    def release(self, worker: int, at_ms: int) -> int:
+        """Give up what a worker that is dead had open, as `crashed` does; return how many instances that is."""
+        self.connection.execute(WORKER_STOPPED, (at_ms, worker))
+        return self.connection.execute(f"{CRASHED} AND owner = ?", (worker,)).rowcount
+
     def rebooted(self, boot: int) -> None:
         """Leave wake-ups of any boot but this one to the wall clock (law 7)."""
         self.connection.execute(REBOOT, (boot,))
@@ -418,11 +423,12 @@ class Catalog:
             ),
         )
 
-    def pending(self) -> list[Message]:
-        """Return the commands not carried out yet, in the order they were sent."""
+    def pending(self, *, after: int = 0, limit: int = -1) -> list[Message]:
+        """Return up to `limit` commands not carried out yet, sent after `after`, in their order."""
+        rows = self.connection.execute(PENDING, (after, limit))
         return [
             Message(seq=seq, token=token, workflow=workflow, id=id_, command=command, body=body, actor=actor)
-            for seq, token, workflow, id_, command, body, actor in self.connection.execute(PENDING)
+            for seq, token, workflow, id_, command, body, actor in rows
         ]
 
     def done(self, seq: int, reply: Reply, *, at_ms: int) -> None:

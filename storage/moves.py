@@ -131,7 +131,7 @@ class Moves:
         for query, column in DUE:
             now_ms = boot_ms if column == "wake_boot" else wall_ms
             for row in self._rows(query, (now_ms, known, limit)):
-                at_ms = row.wake_boot_ms if column == "wake_boot" else getattr(row, f"{column}_ms")
+                at_ms: int = getattr(row, f"{column}_ms")
                 before = late.get(row.key)
                 if before is None or before[0] < now_ms - at_ms:
                     late[row.key] = (now_ms - at_ms, row)
