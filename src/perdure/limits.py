@@ -28,6 +28,9 @@ FILE_NAME_BYTES_MAX: Final = 200
 INPUT_BYTES_INLINE_MAX: Final = 64 * 1024
 """Arguments are recorded for reading, not for replay: beyond this only their digest is kept."""
 
+INPUT_BYTES_COMPARED_MAX: Final = 256
+"""Up to here a replay compares arguments by their text, which is then in memory; beyond, by its digest."""
+
 VALUE_BYTES_INLINE_MAX: Final = 64 * 1024
 """A larger value goes to the chunk table, so that `steps` stays small and quick to scan."""
 
@@ -81,14 +84,23 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     catalog_batch_max: int = 1_000
     """Writes of the catalog that share one transaction and so one sync."""
 
+    catalog_waiting_max: int = 10_000
+    """Writes of the catalog that wait in memory; whoever brings another waits until there is room."""
+
+    inbox_waiting_max: int = 1_000
+    """Commands of other processes taken into memory; what is beyond waits in the catalog's inbox."""
+
     claim_batch_max: int = 200
     """Queued instances that one tick starts: a long queue must not hold up the sleepers."""
+
+    worker_silence_s: float = 10.0
+    """A worker that gives no sign of life this long (stopped, not merely busy) is killed and taken over."""
 
     crashes_max: int = 16
     """Deaths of the process in a row, with no step recorded between, that park an instance as dead."""
 
-    wal_pages_max: int = 1_000
-    """An instance's WAL is checkpointed when it grows beyond this many pages (4 KiB each)."""
+    wal_pages_max: int = 2_000
+    """An instance's WAL is checkpointed when it grows beyond this many pages (2 KiB each)."""
 
     delay_function_timeout_s: float = 5.0
     """A retry's delay function that hangs must not hold the step; the peer's bound."""
