@@ -83,14 +83,14 @@ def test_an_id_in_use_is_refused_whatever_became_of_it(catalog: Catalog) -> None
     assert "queued" == row_of(catalog).status
 
 
-def test_the_queue_is_served_oldest_first_when_its_time_has_come(catalog: Catalog) -> None:
+def test_the_queue_is_served_oldest_first_and_a_delayed_start_counts_from_its_time(catalog: Catalog) -> None:
     catalog.add(birth("late", 1), None, start_at_ms=100)
     catalog.add(birth("second", 3), None)
     catalog.add(birth("first", 2), None)
     catalog.add(birth("other", 1, workflow="Other"), None)
 
     assert ["first", "second"] == [row.id for row in catalog.moves.queued(99, ["W"], 10)]
-    assert ["late", "first"] == [row.id for row in catalog.moves.queued(100, ["W"], 2)]
+    assert ["first", "second", "late"] == [row.id for row in catalog.moves.queued(100, ["W"], 3)]
     assert (None, 0) == catalog.next_moves(["W"])
     assert (None, None) == catalog.next_moves(["None"])
 
