@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 import trio
@@ -22,6 +22,7 @@ from perdure.benchmarks.bare import INSTANCES, Table, insert_rows, read_table
 from perdure.benchmarks.harness import Bench, WorkNotDoneError, compared
 from perdure.benchmarks.results import Found, Measure
 from perdure.benchmarks.workflows import Short
+from perdure.engine.batches import BatchEntry
 
 
 class Size(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,8 +38,7 @@ SIZES: Final = {
     "quick": (Size(singles=1_000, batched=10_000, per_batch=1_000), 3),
     "tiny": (Size(singles=3, batched=6, per_batch=3), 1),
 }
-ONE_TARGET: Final = 3_000
-BATCH_TARGET: Final = 50_000
+TARGETS: Final = {"one": 3_000, "batch": 50_000}
 STATUS: Final = "SELECT count(*) AS n FROM instances WHERE status = 'queued'"
 
 
@@ -65,11 +65,12 @@ async def in_batches(folder: Path, size: Size) -> float:
     """Create instances in batches and return the seconds."""
     start = datetime.now(UTC) + timedelta(days=1)
     async with idle_runtime(folder) as runtime:
-        batch: Any = runtime
         began_s = time.perf_counter()
         for first in range(0, size.batched, size.per_batch):
-            entries = [{"id": f"{first + at}", "params": 5, "at": start} for at in range(size.per_batch)]
-            await batch.create_batch(Short, entries)
+            entries: list[BatchEntry] = [
+                {"id": f"{first + at}", "params": 5, "at": start} for at in range(size.per_batch)
+            ]
+            await runtime.create_batch(Short, entries)
         seconds = time.perf_counter() - began_s
         await check(runtime, size.batched)
     return seconds
@@ -110,28 +111,28 @@ def run(bench: Bench[Size]) -> Found:
         "bare, batches": lambda: insert_rows(
             bench.new_folder() / "bare.sqlite", batched, per_commit=size.per_batch
         ),
+        "batches": lambda: trio.run(in_batches, bench.new_folder(), size),
     }
-    if hasattr(perdure.Runtime, "create_batch"):
-        variants["batches"] = lambda: trio.run(in_batches, bench.new_folder(), size)
     laps = bench.in_turn(variants)
-    one = compared(
-        [size.singles / seconds for seconds in laps["one by one"]],
-        [size.singles / seconds for seconds in laps["bare, one by one"]],
-        key="create/one", what=f"{size.singles:,} one by one", unit="instances/s", target=ONE_TARGET,
-    )  # fmt: skip
-    return Found(measures=[one, batches(size, laps)], computed=[size])
+    measures = [
+        measure(
+            "one", f"{size.singles:,} one by one", size.singles, laps["one by one"], laps["bare, one by one"]
+        ),
+        measure(
+            "batch",
+            f"{size.batched:,} in batches of {size.per_batch:,}",
+            size.batched,
+            laps["batches"],
+            laps["bare, batches"],
+        ),
+    ]
+    return Found(measures=measures, computed=[size])
 
 
-def batches(size: Size, laps: dict[str, list[float]]) -> Measure:
-    """Return the measure of batches, where this version has them."""
-    key, what = "create/batch", f"{size.batched:,} in batches of {size.per_batch:,}"
-    if "batches" not in laps:
-        return Measure(
-            key=key, what=what, unit="instances/s", value=None, target=BATCH_TARGET,
-            missing="this version has no create_batch",
-        )  # fmt: skip
+def measure(way: str, what: str, count: int, ours: list[float], bare: list[float]) -> Measure:
+    """Return the measure of one way of creating."""
     return compared(
-        [size.batched / seconds for seconds in laps["batches"]],
-        [size.batched / seconds for seconds in laps["bare, batches"]],
-        key=key, what=what, unit="instances/s", target=BATCH_TARGET,
+        [count / seconds for seconds in ours],
+        [count / seconds for seconds in bare],
+        key=f"create/{way}", what=what, unit="instances/s", target=TARGETS[way],
     )  # fmt: skip

@@ -33,7 +33,7 @@ from perdure.benchmarks.results import Better, Measure
 S = TypeVar("S", covariant=True)
 T = TypeVar("T")
 
-Say = Callable[[str], None]
+Say = Callable[[str], object]
 """Told what is being measured; shows it in place of what it was told before."""
 
 

@@ -31,7 +31,7 @@ def listing(benchmarks: Mapping[str, str], *, as_json: bool) -> None:
 
 
 @contextlib.contextmanager
-def progress(*, quiet: bool) -> Generator[Callable[[str], None], None, None]:
+def progress(*, quiet: bool) -> Generator[Callable[[str], object], None, None]:
     """Give what shows a line of progress on stderr: in place on a terminal, line by line elsewhere."""
     console = render.console(sys.stderr)
     began_s = time.monotonic()

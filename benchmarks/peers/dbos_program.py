@@ -193,7 +193,7 @@ async def measure_large(_file: str, count: int, _sleep_s: float) -> dict[str, fl
 async def measure_recover(file: str, count: int, _sleep_s: float) -> dict[str, float]:
     """Run a traced chain, or go on with it."""
     with dbos.SetWorkflowID("traced"):
-        await timed(run(traced, count, os.path.join(os.path.dirname(file), "trace")), count)  # noqa: PTH118, PTH120 - as short
+        await timed(run(traced, count, os.path.join(os.path.dirname(file), "trace")), count)  # noqa: PTH118, PTH120 - in a program of one file
     return {}
 
 
