@@ -9,8 +9,9 @@ from typing import Any
 import click
 import trio
 
-from perdure import App, InstanceExistsError, UnknownWorkflowError
+from perdure import App, InstanceExistsError, InvalidArgumentError, UnknownWorkflowError
 from perdure.cli import options, render
+from perdure.cli.batch import create_all
 from perdure.engine.remote import open_remote, stored_params
 
 
@@ -29,6 +30,9 @@ from perdure.engine.remote import open_remote, stored_params
     show_default=True,
     help="What to do where the id is in use: refuse, leave it as it is, or end it and begin anew.",
 )
+@click.option(
+    "--batch", metavar="FILE|-", help='Create one for each line: JSON params, or {"id": ..., "params": ...}.'
+)
 @options.state_option
 @options.json_option
 @options.timeout_option
@@ -38,6 +42,7 @@ def create(
     params: str | None,
     instance_id: str | None,
     if_exists: Any,
+    batch: str | None,
     state: Path,
     as_json: bool,
     timeout_s: float,
@@ -51,8 +56,18 @@ def create(
     perdure create audit.py:Audit --params '{"path": "."}'
     perdure create Audit --id nightly-7 --params @params.json
     echo '"Ada"' | perdure create hello.py:Hello --params -
+    perdure create audit.py:Audit --batch folders.jsonl
+
+    With --batch all lines are checked before the first is created; a line whose id exists already is
+    left out, so that a batch with ids may be repeated.
     """
     app, name = _workflow(workflow)
+    if batch is not None:
+        if params is not None or instance_id is not None or if_exists != "fail":
+            raise InvalidArgumentError("--batch has params and ids in its lines: leave out the other options")
+        owner = create_all(state, app, name, batch, as_json=as_json, timeout_s=timeout_s)
+        _say_who_runs_it(workflow, state, owner, as_json=as_json)
+        return
     value = options.read_json(params, "--params")
     if app is not None:
         text = stored_params(app, name, value)
@@ -73,7 +88,11 @@ def create(
         render.print_json({"instance": str(key), "workflow": key.workflow, "id": key.id, "state": str(state)})
         return
     click.echo(str(key))
-    if owner is None:
+    _say_who_runs_it(workflow, state, owner, as_json=as_json)
+
+
+def _say_who_runs_it(workflow: str, state: Path, owner: int | None, *, as_json: bool) -> None:
+    if owner is None and not as_json:
         click.echo(f"queued: `perdure serve {_file(workflow)} --state {state}` runs it", err=True)
 
 

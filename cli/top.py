@@ -154,7 +154,7 @@ def _head(remote: Remote, total: RuntimeStatistics) -> Text:
     lag = total.lag
     style = "red" if lag.p99_ms > 50 else ""  # noqa: PLR2004 - people notice what is later than this
     figures = (("p50", lag.p50_ms), ("p99", lag.p99_ms), ("max", lag.max_ms))
-    text.append("\nloop lag  " + "  ".join(f"{name} {late_ms:.1f} ms" for name, late_ms in figures), style)
+    text.append("\nloop lag    " + "  ".join(f"{name} {late_ms:.1f} ms" for name, late_ms in figures), style)
     return text
 
 
@@ -183,7 +183,7 @@ def _queues(total: RuntimeStatistics) -> Text:
 
 def _facts(title: str, facts: dict[str, int | str]) -> Text:
     indent = "\n" if title.startswith("\n") else ""
-    text = Text(f"{indent}{title.strip():<10}", style="dim")
+    text = Text(f"{indent}{title.strip():<12}", style="dim")
     for name, value in facts.items():
         text.append(f"{value if isinstance(value, str) else _number(value)} ", style="bold")
         text.append(f"{name}  ", style="dim")

@@ -39,6 +39,19 @@ class CreateBody(msgspec.Struct, frozen=True, kw_only=True):
     if_exists: str = "fail"
 
 
+class BatchLine(msgspec.Struct, frozen=True, kw_only=True):
+    """One instance of `create-batch`. `params` is JSON; without an id it gets a random one."""
+
+    params: msgspec.Raw = msgspec.Raw(b"null")
+    id: str | None = None
+
+
+class BatchBody(msgspec.Struct, frozen=True, kw_only=True):
+    """What `create-batch` is sent with."""
+
+    entries: list[BatchLine]
+
+
 class EventBody(msgspec.Struct, frozen=True, kw_only=True):
     """What `send-event` is sent with. `payload` is JSON text."""
 
@@ -182,6 +195,8 @@ class Inbox:
         match message.command:
             case "create":
                 return await self._create(message)
+            case "create-batch":
+                return await self._create_batch(message)
             case "send-event":
                 event = msgspec.json.decode(message.body or "{}", type=EventBody)
                 await instance.send_event(event.type, msgspec.json.decode(event.payload), token=token)
@@ -211,3 +226,13 @@ class Inbox:
             message.workflow, params=params, id=message.id, if_exists=body.if_exists, token=message.token
         )
         return str(instance.id)
+
+    async def _create_batch(self, message: Message) -> str:
+        """Create what does not exist yet; answers with the ids, as JSON."""
+        body = msgspec.json.decode(message.body or "{}", type=BatchBody)
+        created = await self._runtime.create_batch(
+            message.workflow,
+            [{"id": line.id, "params": msgspec.json.decode(line.params)} for line in body.entries],
+            token=message.token,
+        )
+        return msgspec.json.encode([instance.id for instance in created]).decode()

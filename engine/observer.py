@@ -29,17 +29,20 @@ from perdure.engine.inbox import Inbox
 from perdure.engine.loop import GameLoop
 from perdure.engine.statistics import (
     QUEUE_COUNTED_MAX,
+    QUEUE_LOOKED_MAX,
     LoopLag,
     QueueStatistics,
     RuntimeStatistics,
     united,
 )
 from perdure.engine.timers import TimerQueue
+from perdure.errors import StateError
+from perdure.storage.catalog import Catalog, open_catalog
 from perdure.storage.query import QueryHost
 
 LOOKED_S: Final = 10.0
 """Statistics are written for this long after a look."""
-WRITE_S: Final = 0.25
+WRITE_S: Final = 0.5
 """How often they are written then."""
 LATE_S: Final = 3.0
 """Statistics older than this come from a process that is stuck, or was killed."""
@@ -65,8 +68,8 @@ class Observer:
         """Say which inbox the commands of other processes wait in."""
         self._inbox = inbox
 
-    def statistics(self) -> RuntimeStatistics:
-        """Return the figures as they are now."""
+    def statistics(self, waiting: tuple[int, int] | None = None) -> RuntimeStatistics:
+        """Return the figures as they are now; `waiting`: to be started and woken, where counted already."""
         loop, host, now_s = self._loop, self._loop.host, trio.current_time()
         queries = self._queries.statistics()
         oldest_s = queries.oldest_started_s
@@ -86,7 +89,7 @@ class Observer:
             queries=queries.running,
             oldest_query_s=None if oldest_s is None else round(now_s - oldest_s, 3),
             lag=self._lag.statistics(),
-            queues=self._queues(),
+            queues=self._queues(waiting or self._count(loop.catalog, QUEUE_COUNTED_MAX)),
             workflows=loop.tally.statistics(
                 (life.key.workflow, life.key in parked, *_work_of(life.actor)) for life in lives
             ),
@@ -96,15 +99,22 @@ class Observer:
             functions=host.functions.statistics(),
         )
 
-    def _queues(self) -> QueueStatistics:
-        loop, clock = self._loop, self._loop.host.clock
-        unstarted, due = loop.catalog.moves.count(
-            boot_ms=clock.boot_ms(), wall_ms=clock.wall_ms(), limit=QUEUE_COUNTED_MAX
-        )
+    def _queues(self, waiting: tuple[int, int]) -> QueueStatistics:
+        unstarted, due = waiting
         return QueueStatistics(
             unstarted=unstarted, due=due, inbox=0 if self._inbox is None else self._inbox.waiting,
-            catalog_writes=loop.writer.statistics().waiting,
+            catalog_writes=self._loop.writer.statistics().waiting,
         )  # fmt: skip
+
+    def _count(self, catalog: Catalog, limit: int) -> tuple[int, int]:
+        clock = self._loop.host.clock
+        return catalog.moves.count(boot_ms=clock.boot_ms(), wall_ms=clock.wall_ms(), limit=limit)
+
+    def _count_long(self) -> tuple[int, int]:
+        """Count long queues, in a thread and over a connection of its own."""
+        connection = open_catalog(self._loop.folder.catalog, checkpointer=False, create=False)
+        with contextlib.closing(connection):
+            return self._count(Catalog(connection), QUEUE_LOOKED_MAX)
 
     async def run(self) -> None:
         """Measure the loop's lag, and write the statistics while somebody looks."""
@@ -119,11 +129,17 @@ class Observer:
                     until_s = now_s + LOOKED_S
                 if next_s <= now_s < until_s:
                     next_s = now_s + WRITE_S
-                    text = msgspec.json.encode(self.statistics())
-                    await trio.to_thread.run_sync(self._write, text)
+                    await self._show()
         finally:
             with contextlib.suppress(OSError):
                 self._answer.unlink(missing_ok=True)
+
+    async def _show(self) -> None:
+        waiting: tuple[int, int] | None = None
+        with contextlib.suppress(StateError):
+            waiting = await trio.to_thread.run_sync(self._count_long)
+        text = msgspec.json.encode(self.statistics(waiting))
+        await trio.to_thread.run_sync(self._write, text)
 
     def _write(self, text: bytes) -> None:
         whole = self._answer.with_suffix(".new")

@@ -29,10 +29,10 @@ import trio
 
 from perdure import errors
 from perdure.engine.app import App
-from perdure.engine.births import IfExists
+from perdure.engine.births import IfExists, random_id
 from perdure.engine.clock import SystemClock
 from perdure.engine.folder import StateFolder
-from perdure.engine.inbox import CreateBody, EventBody, ring
+from perdure.engine.inbox import BatchBody, BatchLine, CreateBody, EventBody, ring
 from perdure.engine.opening import open_runtime
 from perdure.engine.status import InstanceStatus, status_at_rest
 from perdure.errors import (
@@ -208,13 +208,26 @@ class Remote:
 
         Raises what `Runtime.create` raises.
         """
-        key = Key(workflow, instance_id if instance_id is not None else uuid.uuid4().hex)
+        key = Key(workflow, instance_id if instance_id is not None else random_id(self._clock))
         check_instance_id(key.id)
         if self.owner() is None:
             self._known.definition(workflow)
         body = CreateBody(params=params, if_exists=if_exists)
         await self.command(key, "create", body, who=who, timeout_s=timeout_s)
         return key
+
+    async def create_batch(
+        self, workflow: str, entries: list[BatchLine], *, timeout_s: float = REPLY_TIMEOUT_S
+    ) -> list[str]:
+        """Create instances in one transaction and return the ids of those that did not exist.
+
+        Raises what `Runtime.create_batch` raises.
+        """
+        if self.owner() is None:
+            self._known.definition(workflow)
+        body = BatchBody(entries=entries)
+        answer = await self.command(Key(workflow, ""), "create-batch", body, timeout_s=timeout_s)
+        return msgspec.json.decode(answer or "[]", type=list[str])
 
     async def send_event(
         self,

@@ -29,8 +29,10 @@ S = TypeVar("S", bound=msgspec.Struct)
 LAG_LOOK_S: Final = 0.1
 """How often the loop's lag is measured: often enough to meet what holds the loop up, too seldom to cost."""
 LAG_KEPT_S: Final = 60.0
-QUEUE_COUNTED_MAX: Final = 100_000
-"""Rows that are counted of a queue, at most: it may be as long as the disk allows."""
+QUEUE_COUNTED_MAX: Final = 10_000
+"""Rows that `statistics()` counts of a queue, at most: half a millisecond of the loop's time."""
+QUEUE_LOOKED_MAX: Final = 100_000
+"""The same for `perdure top`, for which they are counted in a thread."""
 
 
 class LagStatistics(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,8 +50,8 @@ class LagStatistics(msgspec.Struct, frozen=True, kw_only=True):
 class QueueStatistics(msgspec.Struct, frozen=True, kw_only=True):
     """What waits: instances to be started and to be woken, commands of other processes, catalog writes.
 
-    The first two are counted up to 100,000, which then means that or more; those whose class this
-    process does not have are among them.
+    The first two are counted up to 10,000 (by `perdure top`, to 100,000), which then means that or
+    more; those whose class this process does not have are among them.
     """
 
     unstarted: int

@@ -29,22 +29,21 @@ DELAYED: Final = "FROM _perdure_instances WHERE status = 'queued' AND open = 0 A
 WAKE_BOOT: Final = "FROM _perdure_instances WHERE wake_boot IS NOT NULL AND open = 0"
 WAKE_AT: Final = "FROM _perdure_instances WHERE wake_at IS NOT NULL AND wake_boot IS NULL AND open = 0"
 UNTIL_AT: Final = "FROM _perdure_instances WHERE until_at IS NOT NULL AND open = 0"
-KNOWN: Final = "+workflow IN (SELECT value FROM json_each(?))"
+KNOWN: Final = "+workflow IN (SELECT value FROM json_each(?1))"
 """The plus keeps SQLite from walking the rows of the workflows instead of those that can move."""
 
 QUEUED_OF: Final = f"SELECT {COLUMNS} {QUEUED} AND workflow = ? ORDER BY created_at LIMIT ?"
-HAS_QUEUED: Final = f"SELECT 1 {QUEUED} AND workflow IN (SELECT value FROM json_each(?)) LIMIT 1"
-STARTS: Final = f"SELECT {COLUMNS} {DELAYED} AND start_at <= ? AND {KNOWN} ORDER BY start_at LIMIT ?"
+STARTS: Final = f"SELECT {COLUMNS} {DELAYED} AND {KNOWN} AND start_at <= ?2 ORDER BY start_at LIMIT ?3"
 DUE: Final = tuple(
-    (f"SELECT {COLUMNS} {where} AND {column} <= ? AND {KNOWN} ORDER BY {column} LIMIT ?", column)
+    (f"SELECT {COLUMNS} {where} AND {KNOWN} AND {column} <= ?2 ORDER BY {column} LIMIT ?3", column)
     for where, column in ((WAKE_BOOT, "wake_boot"), (WAKE_AT, "wake_at"), (UNTIL_AT, "until_at"))
 )
-NEXT: Final = {
-    column: f"SELECT {column} {where} AND {KNOWN} ORDER BY {column} LIMIT 1"
-    for where, column in (
-        (WAKE_BOOT, "wake_boot"), (WAKE_AT, "wake_at"), (UNTIL_AT, "until_at"), (DELAYED, "start_at"),
-    )
-}  # fmt: skip
+NEXT: Final = f"""
+    SELECT (SELECT wake_boot {WAKE_BOOT} AND {KNOWN} ORDER BY wake_boot LIMIT 1),
+        (SELECT wake_at {WAKE_AT} AND {KNOWN} ORDER BY wake_at LIMIT 1),
+        (SELECT until_at {UNTIL_AT} AND {KNOWN} ORDER BY until_at LIMIT 1),
+        (SELECT start_at {DELAYED} AND {KNOWN} ORDER BY start_at LIMIT 1),
+        (SELECT 0 {QUEUED} AND workflow IN (SELECT value FROM json_each(?1)) LIMIT 1)"""
 COUNT: Final = "SELECT count(*) FROM (SELECT 1 {} LIMIT ?)"
 COUNT_QUEUED: Final = COUNT.format(QUEUED)
 COUNT_STARTS: Final = COUNT.format(f"{DELAYED} AND start_at <= ?")
@@ -109,14 +108,15 @@ class Moves:
             name for name in names if name <= self._served
         ]
         starts: dict[str, list[CatalogRow]] = {}
-        for row in self._rows(STARTS, (now_ms, _json(names), limit)):
+        for row in self._rows(STARTS, (_json(names), now_ms, limit)):
             starts.setdefault(row.workflow, []).append(row)
-        each = limit // max(1, len(names)) + 1
-        plain = {name: self._rows(QUEUED_OF, (name, each)) for name in names}
-        if sum(map(len, plain.values())) < limit:  # who has more may have what the others leave
-            plain |= {
-                name: self._rows(QUEUED_OF, (name, limit)) for name in names if len(plain[name]) == each
-            }
+        plain: dict[str, list[CatalogRow]] = {name: [] for name in names}
+        more, each = names, 0
+        while more and (left := limit - sum(map(len, plain.values()))) > 0:
+            each += left // len(more) + 1  # who has more may have what the others leave
+            for name in more:
+                plain[name] = self._rows(QUEUED_OF, (name, each))
+            more = [name for name in more if len(plain[name]) == each]
         lines = [sorted([*plain[name], *starts.get(name, ())], key=_asked_at) for name in names]
         turns = itertools.chain.from_iterable(itertools.zip_longest(*lines))
         chosen = list(itertools.islice((row for row in turns if row is not None), limit))
@@ -130,7 +130,7 @@ class Moves:
         late: dict[Key, tuple[int, CatalogRow]] = {}
         for query, column in DUE:
             now_ms = boot_ms if column == "wake_boot" else wall_ms
-            for row in self._rows(query, (now_ms, known, limit)):
+            for row in self._rows(query, (known, now_ms, limit)):
                 at_ms: int = getattr(row, f"{column}_ms")
                 before = late.get(row.key)
                 if before is None or before[0] < now_ms - at_ms:
@@ -140,13 +140,8 @@ class Moves:
 
     def next_moves(self, workflows: Iterable[str]) -> tuple[int | None, int | None]:
         """Return when the next closed instance can move: on the boot clock, and on the wall clock."""
-        known = (_json(workflows),)
-        found = {column: self._connection.execute(query, known).fetchone() for column, query in NEXT.items()}
-        wall = [row[0] for column, row in found.items() if row is not None and column != "wake_boot"]
-        if self._connection.execute(HAS_QUEUED, known).fetchone() is not None:
-            wall.append(0)
-        boot = found["wake_boot"]
-        return None if boot is None else boot[0], min(wall, default=None)
+        boot_ms, *wall = self._connection.execute(NEXT, (_json(workflows),)).fetchone()
+        return boot_ms, min((ms for ms in wall if ms is not None), default=None)
 
     def count(self, *, boot_ms: int, wall_ms: int, limit: int) -> tuple[int, int]:
         """Return how many instances wait to be started, and to be woken; each at most about `limit`."""

@@ -16,18 +16,20 @@ import sqlite3
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Final, Generic, TypeVar, cast
 
 import msgspec
 import outcome
 import trio
 
+from perdure.limits import Limits
 from perdure.storage.catalog import Catalog
 from perdure.storage.files import storage_error
 from perdure.storage.threads import open_threads
 from perdure.storage.turns import Turn
 
 T = TypeVar("T")
+WAITING_MAX: Final = Limits().catalog_waiting_max
 
 
 class CatalogStatistics(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,6 +52,7 @@ class _Write(Generic[T]):
 class CatalogWriter:
     """Groups the writes of one process. `run` serves in a task; `write` may be called by any.
 
+    At most `waiting_max` writes wait in memory besides those of the transaction under way.
     `turn` is entered around each transaction where several processes write to one catalog.
     """
 
@@ -59,6 +62,7 @@ class CatalogWriter:
         *,
         path: Path,
         batch_max: int,
+        waiting_max: int = WAITING_MAX,
         turn: AbstractContextManager[None] | None = None,
     ) -> None:
         self._catalog = catalog
@@ -66,6 +70,7 @@ class CatalogWriter:
         self._path = path
         self._batch_max = batch_max
         self._waiting: list[_Write[Any]] = []
+        self._room = trio.Semaphore(waiting_max)
         self._work = trio.Event()
         self._writing = 0
         self._writes = 0
@@ -75,8 +80,13 @@ class CatalogWriter:
         """Run `operation` in the next transaction and return what it returns, once that is on disk.
 
         Raises what `operation` raises, and `StorageWriteError` where the transaction fails.
-        A write handed in is carried out even when the caller is cancelled.
+        A write handed in is carried out even when the caller is cancelled. Where `waiting_max` wait
+        already it is handed in when there is room, so that who creates faster than the disk slows down.
         """
+        try:
+            self._room.acquire_nowait()
+        except trio.WouldBlock:
+            await self._room.acquire()
         write: _Write[T] = _Write(operation)
         self._waiting.append(write)
         self._work.set()
@@ -93,6 +103,8 @@ class CatalogWriter:
                 del self._waiting[: self._batch_max]
                 if not self._waiting:
                     self._work = trio.Event()
+                for _ in batch:
+                    self._room.release()
                 self._writing = len(batch)
                 await threads.run_one(functools.partial(self._take_turn, batch))
                 self._writing = 0

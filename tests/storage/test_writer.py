@@ -174,3 +174,40 @@ def test_a_short_lived_program_writes_in_a_transaction_of_its_own(
     assert ["a"] == ids(reading)
     write_now(writing, lambda catalog: catalog.add(birth("b"), None), path=path)
     assert ["a", "b"] == ids(reading)
+
+
+async def test_who_writes_when_too_much_waits_is_held_up_and_not_refused(
+    writing: Catalog, path: Path
+) -> None:
+    writer = CatalogWriter(writing, path=path, batch_max=2, waiting_max=3)
+    done: list[str] = []
+
+    async def add(id_: str) -> None:
+        await writer.write(lambda catalog: catalog.add(birth(id_), None))
+        done.append(id_)
+
+    async with trio.open_nursery() as nursery:
+        async with trio.open_nursery() as callers:
+            for number in range(9):
+                callers.start_soon(add, f"i{number}")
+            await trio.testing.wait_all_tasks_blocked()
+            assert 3 == writer.statistics().waiting
+            nursery.start_soon(writer.run)
+        nursery.cancel_scope.cancel()
+
+    assert 9 == len(done) == len(ids(writing))
+
+
+async def test_who_is_cancelled_while_held_up_has_written_nothing(writing: Catalog, path: Path) -> None:
+    writer = CatalogWriter(writing, path=path, batch_max=2, waiting_max=1)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(writer.write, lambda catalog: catalog.add(birth("a"), None))
+        await trio.testing.wait_all_tasks_blocked()
+        with trio.move_on_after(0):
+            await writer.write(lambda catalog: catalog.add(birth("given up"), None))
+        nursery.start_soon(writer.run)
+        await writer.write(lambda _: None)
+        nursery.cancel_scope.cancel()
+
+    assert ["a"] == ids(writing)
