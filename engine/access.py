@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import msgspec
 import trio
@@ -28,7 +28,7 @@ from perdure.errors import InstanceFinishedError, InstanceNotFoundError, Perdure
 from perdure.storage.catalog import Catalog
 from perdure.storage.codec import Codec
 from perdure.storage.peek import peek_state
-from perdure.storage.records import CatalogRow, InstanceState, Key, Stored
+from perdure.storage.records import CatalogRow, InstanceState, Key
 from perdure.storage.writer import CatalogWriter
 
 CommandName = Literal["send-event", "pause", "resume", "terminate", "open"]
@@ -39,7 +39,7 @@ class Command(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
 
     name: CommandName
     type: str = ""
-    payload: Stored = "null"
+    payload: Any = "null"  # `Stored`: on its way, text and bytes are told apart only so
     who: str | None = None
     token: str | None = None
 

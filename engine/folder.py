@@ -2,10 +2,12 @@
 
 Invariants:
     A folder that is refused has not been changed.
+    A folder that is made is durable in its parent before anything is put into it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import tempfile
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from perdure.errors import StateUnusableError
+from perdure.storage.disk import Disk
 from perdure.storage.locks import network_file_system
 from perdure.storage.names import file_stem, folder_name
 from perdure.storage.records import Key
@@ -48,6 +51,15 @@ class StateFolder:
         digest = hashlib.blake2b(os.fsencode(self.root), digest_size=8).hexdigest()
         return Path(tempfile.gettempdir()) / f"perdure-{digest}.sock"
 
+    @property
+    def workers(self) -> Path:
+        """Where each worker's own lock lies."""
+        return self.root / "workers"
+
+    def worker_lock(self, worker: int) -> Path:
+        """Return the path of the lock that a worker holds for as long as it lives."""
+        return self.workers / f"{worker}.lock"
+
     def instance(self, key: Key) -> Path:
         """Return the path of an instance's file."""
         return self.root / folder_name(key.workflow) / f"{file_stem(key.id)}.sqlite"
@@ -65,8 +77,8 @@ class StateFolder:
                 path=str(self.root),
             )
 
-    def prepare(self) -> None:
-        """Make the folder where it is missing; refuse one that cannot hold state.
+    def prepare(self, disk: Disk | None = None) -> None:
+        """Make the folder, durably, where it is missing; refuse one that cannot hold state.
 
         Raises `StateUnusableError`: not a folder, somebody else's, read-only, on a network file
         system.
@@ -74,7 +86,7 @@ class StateFolder:
         self._check_kind()
         self._check_file_system()
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
+            self._make(disk or Disk())
         except OSError as error:
             raise StateUnusableError(
                 f"the state folder {self.root} cannot be made: {error.strerror}; choose another with"
@@ -87,6 +99,14 @@ class StateFolder:
                 " another with --state DIR",
                 path=str(self.root),
             )
+
+    def _make(self, disk: Disk) -> None:
+        """Make the folder: nothing in it outlives the machine before its own name is on the disk."""
+        if not self.root.exists():
+            disk.make_folder(self.root, durable=True)
+        elif not self.exists():  # whoever made it may have died before its name was
+            with contextlib.suppress(PermissionError):
+                disk.sync_directory(self.root.parent)
 
     def _check_kind(self) -> None:
         if not self.root.exists():

@@ -12,7 +12,7 @@ import trio
 
 from perdure.actors.actor import Actor
 from perdure.actors.outcome import Completed, Dead, Failed, Outcome, Terminated
-from perdure.engine.access import Command, refuse_finished, stored_outcome
+from perdure.engine.access import Command, ElsewhereError, refuse_finished, stored_outcome
 from perdure.engine.app import App
 from perdure.engine.folder import StateFolder
 from perdure.engine.loop import GameLoop
@@ -37,7 +37,7 @@ class LocalAccess:
     def __init__(self, loop: GameLoop, clock: WaitingClock, queries: QueryHost) -> None:
         self.loop = loop
         self._clock = clock
-        self._queries = queries
+        self.queries = queries
 
     @property
     def folder(self) -> StateFolder:
@@ -87,7 +87,7 @@ class LocalAccess:
             or loop.closings.busy
             or functions.threads_busy
             or functions.asyncio_busy
-            or self._queries.statistics().threads_busy
+            or self.queries.statistics().threads_busy
         )
 
     def ring(self) -> None:
@@ -176,6 +176,16 @@ class LocalAccess:
         # A reader that was open when the owner closed the file has left the last commits in the WAL.
         whole = key not in loop.lives and await trio.to_thread.run_sync(bring_to_rest, path)
         yield path, whole and key not in loop.lives
+
+    async def owned(self, key: Key) -> None:
+        """Return once the instance is open here. Raises `ElsewhereError` where another process owns it."""
+        life = self.loop.lives.get(key)
+        if life is None:
+            row = self.loop.require(key)
+            if not row.open or row.owner != self.loop.worker:
+                raise ElsewhereError(f"{key} is not open here")
+        else:
+            await life.opened.wait()
 
     async def synced(self, key: Key) -> None:
         """Return when all that the instance has written so far may be seen outside."""

@@ -91,11 +91,10 @@ class GameLoop:
     # -- the loop --------------------------------------------------------------------------
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Serve until cancelled: recover what was open, then tick."""
+        """Serve until cancelled: one tick after the other."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             try:
-                await self._recover()
                 task_status.started()
                 while True:
                     self._ring = trio.Event()
@@ -116,40 +115,30 @@ class GameLoop:
         if self._look:
             self._ring.set()
 
-    async def _recover(self) -> None:
-        """Take up what a process that died had open (law 4)."""
-        opened = self.catalog.opened()
-        if not opened:
-            return
-        await self.writer.write(lambda catalog: catalog.crashed())
-        for row in opened:
-            if row.workflow not in self.app.definitions:
-                await self._lay_aside(row)
-
-    async def _lay_aside(self, row: CatalogRow) -> None:
-        """Say of an instance that this process cannot run why it rests, until its class is here."""
-        wake = deadline_in(self.host.clock, 0)
-        reason = f"no class {row.workflow} in the process that has the folder"
-        await self.writer.write(lambda catalog: catalog.postpone(row.key, reason=reason, wake=wake))
-
     async def _tick(self) -> None:
         """Claim what can move, as far as there is room, and start it; then wait for what moves next."""
         while self._look and self.app.definitions and not self.closing and (room := self._room()) > 0:
             self._look = False
+            moves = self.catalog.next_moves(self.app.definitions)
+            if not self._can_move(moves):
+                self._schedule(moves)
+                return
             if await self._claim(room):
                 self._look = True
         if not self.closing and self.app.definitions:
-            self._schedule()
+            self._schedule(None)
+
+    def _can_move(self, moves: tuple[int | None, int | None]) -> bool:
+        boot_ms, wall_ms = moves
+        clock = self.host.clock
+        return (boot_ms is not None and boot_ms <= clock.boot_ms()) or (
+            wall_ms is not None and wall_ms <= clock.wall_ms()
+        )
 
     async def _claim(self, room: int) -> bool:
         """Claim and start up to `room` instances, in one write; returns whether any could move."""
         clock, known = self.host.clock, list(self.app.definitions)
         boot_ms, wall_ms = clock.boot_ms(), clock.wall_ms()
-        next_boot_ms, next_wall_ms = self.catalog.next_moves(known)
-        if (next_boot_ms is None or next_boot_ms > boot_ms) and (
-            next_wall_ms is None or next_wall_ms > wall_ms
-        ):
-            return False
         self._claiming = True
         rows: list[CatalogRow] = []
         try:
@@ -196,15 +185,15 @@ class GameLoop:
         for actor in parked[: max(1, len(parked) // 8)]:
             actor.hibernate()
 
-    def _schedule(self) -> None:
-        """Set the timer for the next instance in the catalog that can move."""
+    def _schedule(self, moves_ms: tuple[int | None, int | None] | None) -> None:
+        """Set the timer for the next instance in the catalog that can move: at `moves_ms`, where known."""
         if self._next is not None:
             self._next.cancel()
             self._next = None
         if self._room() <= 0:
             self._look = True  # the end of a life rings
             return
-        boot_ms, wall_ms = self.catalog.next_moves(self.app.definitions)
+        boot_ms, wall_ms = moves_ms or self.catalog.next_moves(self.app.definitions)
         clock = self.host.clock
         moves: list[Deadline] = []
         if boot_ms is not None:

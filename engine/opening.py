@@ -11,12 +11,13 @@ import contextlib
 import logging
 import os
 from collections.abc import AsyncGenerator, Sequence
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import trio
 
 from perdure.actors.functions import FunctionHost, open_function_host
 from perdure.actors.host import Host, Replay
+from perdure.engine.access import Access
 from perdure.engine.app import App
 from perdure.engine.clock import SystemClock
 from perdure.engine.descriptors import fit
@@ -25,16 +26,17 @@ from perdure.engine.inbox import Doorbell, Inbox
 from perdure.engine.local import LocalAccess
 from perdure.engine.loop import GameLoop
 from perdure.engine.observer import Observer
-from perdure.engine.parts import Parts, leave_hard
+from perdure.engine.parts import Parts, leave_hard, only
+from perdure.engine.recovery import register, take_up
 from perdure.engine.runtime import Runtime
 from perdure.engine.timers import TimerQueue, WaitingClock
+from perdure.engine.workers import open_with_workers
 from perdure.errors import (
     InvalidArgumentError,
     StateError,
 )
-from perdure.limits import Limits
+from perdure.limits import WORKERS_MAX, Limits
 from perdure.storage.catalog import Catalog, open_catalog
-from perdure.storage.check import check_after_machine_death
 from perdure.storage.codec import Codec
 from perdure.storage.disk import Disk
 from perdure.storage.files import PAGE_BYTES, InstanceFile
@@ -43,6 +45,7 @@ from perdure.storage.locks import FolderLock
 from perdure.storage.opening import FileHost
 from perdure.storage.query import QueryHost, open_query_host
 from perdure.storage.records import Durability
+from perdure.storage.turns import Turn
 from perdure.storage.writer import CatalogWriter
 
 logger: Final = logging.getLogger("perdure.engine")
@@ -70,7 +73,8 @@ async def open_runtime(
 
     `durability="full"` syncs before anything leaves an instance; `"process"` survives the death
     of the process, not of the machine. `replay="always"` calls `run()` from the top after every
-    recorded step. Instances that were under way go on by themselves.
+    recorded step. Instances that were under way go on by themselves. `workers=N` runs them in N processes,
+    which import the classes by name; this one then runs none, and reaches them all.
 
     Raises `StateLockedError`, `StateUnusableError`, `StateVersionError`, `InvalidArgumentError`.
 
@@ -86,6 +90,17 @@ async def open_runtime(
     app.limits = fit(limits if limits is not None else app.limits)
     folder = StateFolder(path)
     folder.prepare()
+    if workers > 1:
+        if clock is not None or disk is not None or asyncio_loop is not None:
+            raise InvalidArgumentError(
+                "workers: a clock, a disk or a loop of this process cannot be given to others: run with one"
+                " worker"
+            )
+        async with open_with_workers(
+            folder, app, count=workers, durability=durability, replay=replay
+        ) as runtime:
+            yield runtime
+        return
     clock = clock or SystemClock()
     disk = disk or Disk()
     with FolderLock.acquire(folder.lock):
@@ -118,8 +133,8 @@ def _check_options(durability: str, replay: str, workers: int, objects: Sequence
         raise InvalidArgumentError(f"durability={durability!r}: it must be 'full' or 'process'")
     if replay not in ("warm", "always"):
         raise InvalidArgumentError(f"replay={replay!r}: it must be 'warm' or 'always'")
-    if workers != 1:
-        raise InvalidArgumentError(f"workers={workers!r}: this version runs one worker per state folder")
+    if type(workers) is not int or not 1 <= workers <= WORKERS_MAX:
+        raise InvalidArgumentError(f"workers={workers!r}: it must be a whole number from 1 to {WORKERS_MAX}")
     if objects:
         raise InvalidArgumentError("objects=...: plain actors are not available in this version")
 
@@ -151,13 +166,18 @@ class Opening:
         self.writing = writing
         self.functions = functions
         self.queries = queries
+        self.turn: Turn | None = None  # where several processes write to the catalog
         self._loop: GameLoop | None = None
 
     @contextlib.asynccontextmanager
     async def serve(self, env: Any) -> AsyncGenerator[Runtime]:
         """Run all parts while inside."""
         writer = CatalogWriter(
-            self.writing, path=self.folder.catalog, batch_max=self.app.limits.catalog_batch_max
+            self.writing,
+            path=self.folder.catalog,
+            batch_max=self.app.limits.catalog_batch_max,
+            waiting_max=self.app.limits.catalog_waiting_max,
+            turn=self.turn,
         )
         timers = TimerQueue(self.clock)
         openings = FileHost("perdure open", threads_max=OPENING_THREADS)
@@ -176,7 +196,7 @@ class Opening:
                 try:
                     for serve in (writer.run, timers.run, gate.run, openings.run, closings.run):
                         parts.begin(serve)
-                    worker = await self._register(writer)
+                    worker = await self.register(writer)
                     host = Host(
                         clock=self.clock,
                         timers=timers,
@@ -186,7 +206,7 @@ class Opening:
                         limits=self.app.limits,
                         replay=self.replay,
                     )
-                    loop = self._loop = GameLoop(
+                    loop = self._loop = self.make_loop(
                         folder=self.folder,
                         app=self.app,
                         disk=self.disk,
@@ -199,17 +219,18 @@ class Opening:
                         worker=worker,
                         env=env,
                     )
-                    access = LocalAccess(loop, self.clock, self.queries)
+                    access = self.make_access(loop)
                     observer = Observer(loop, timers, self.queries)
                     runtime = Runtime(access, self.queries, observer.statistics)
                     host.runtime = runtime
                     bind = getattr(self.clock, "bind", None)
                     if bind is not None:
                         bind(runtime)
-                    inbox = Inbox(runtime, access, Doorbell(self.folder.doorbell))
-                    observer.counts_inbox(inbox)
+                    inbox = self.make_inbox(runtime, access)
                     await parts.start(loop.run)
-                    parts.begin(inbox.run)
+                    if inbox is not None:
+                        observer.counts_inbox(inbox)
+                        parts.begin(inbox.run)
                     parts.begin(observer.run)
                     try:
                         yield runtime
@@ -219,16 +240,17 @@ class Opening:
                 finally:
                     parts.stop()
         except BaseExceptionGroup as group:
-            raise _only(group) from None
+            raise only(group) from None
         if failure is not None:
             raise failure
 
     @trio.lowlevel.enable_ki_protection
-    async def _shut_down(self, loop: GameLoop, inbox: Inbox, worker: int) -> None:
+    async def _shut_down(self, loop: GameLoop, inbox: Inbox | None, worker: int) -> None:
         """Let all come to rest within the stated time; what does not is left to the exit (law 5)."""
         grace_s = self.app.limits.shutdown_grace_s
         with trio.CancelScope(shield=True):
-            inbox.close()
+            if inbox is not None:
+                inbox.close()
             with trio.move_on_after(grace_s) as grace:
                 await loop.shut_down()
             if grace.cancelled_caught:
@@ -239,21 +261,23 @@ class Opening:
             except StateError as error:  # the lock is what counts; the row only tells who had it
                 logger.warning("the end of this runtime could not be written down: %s", error)
 
-    async def _register(self, writer: CatalogWriter) -> int:
-        """Record this process as the owner; look after what a machine's death may have left."""
-        clock = self.clock
-        last = self.reading.last_worker()
-        if last is not None and last.boot != clock.boot:
-            await writer.write(lambda catalog: catalog.rebooted(clock.boot))
-            if last.durability == "process" and last.stopped_at_ms is None:
-                paths = [self.folder.instance(row.key) for row in self.reading.opened()]
-                await trio.to_thread.run_sync(check_after_machine_death, paths)
-        return await writer.write(
-            lambda catalog: catalog.add_worker(
-                pid=os.getpid(), boot=clock.boot, at_ms=clock.wall_ms(), doorbell=str(self.folder.doorbell),
-                durability=self.durability,
-            )
-        )  # fmt: skip
+    async def register(self, writer: CatalogWriter) -> int:
+        """Record this process as the owner, recover what those before it left, and return its number."""
+        worker = await register(self.folder, self.clock, self.durability, self.reading, writer)
+        await take_up(self.app, self.clock, self.reading, writer)
+        return worker
+
+    def make_loop(self, **parts: Any) -> GameLoop:
+        """Return the game loop that owns what this process runs."""
+        return GameLoop(**parts)
+
+    def make_access(self, loop: GameLoop) -> Access:
+        """Return how instances are reached from here."""
+        return LocalAccess(loop, self.clock, self.queries)
+
+    def make_inbox(self, runtime: Runtime, access: Access) -> Inbox | None:
+        """Return the inbox through which other processes reach this one."""
+        return Inbox(runtime, access, Doorbell(self.folder.doorbell))
 
     def _committed(self, file: InstanceFile) -> None:
         if self._loop is not None:
@@ -262,13 +286,3 @@ class Opening:
     def _failed(self, file: InstanceFile, error: Exception) -> None:
         if self._loop is not None:
             self._loop.failed(file, error)
-
-
-def _only(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Return the error in `group` where there is one only, however deep."""
-    error = group.exceptions[0]
-    if len(group.exceptions) > 1:
-        return group
-    if not isinstance(error, BaseExceptionGroup):
-        return error
-    return _only(cast("BaseExceptionGroup[BaseException]", error))

@@ -16,7 +16,7 @@ import logging
 import os
 import sys
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, cast
 
 import trio
 
@@ -79,3 +79,13 @@ def leave_hard(running: Sequence[str], grace_s: float) -> NoReturn:
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
     os._exit(EXIT_OVERRUN)
+
+
+def only(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return the error in `group` where there is one only, however deep."""
+    error = group.exceptions[0]
+    if len(group.exceptions) > 1:
+        return group
+    if not isinstance(error, BaseExceptionGroup):
+        return error
+    return only(cast("BaseExceptionGroup[BaseException]", error))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import builtins
 import contextlib
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, TypeVar, Unpack, overload
@@ -36,11 +36,17 @@ class Runtime:
     """Creates, finds and lists instances. Made by `open_runtime`."""
 
     def __init__(
-        self, access: Access, queries: QueryHost, statistics: Callable[[], RuntimeStatistics]
+        self,
+        access: Access,
+        queries: QueryHost,
+        statistics: Callable[[], RuntimeStatistics],
+        *,
+        restart: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self.queries = queries
         self._access = access
         self._statistics = statistics
+        self._restart = restart
 
     @property
     def path(self) -> Path:
@@ -213,6 +219,16 @@ class Runtime:
         return Instance(key, self._access, self.queries, self._access.app.definitions.get(key.workflow))
 
     # -- looking ---------------------------------------------------------------------------
+
+    async def restart_workers(self) -> None:
+        """Replace the workers one by one; each new one runs before the old one parks what it has and ends.
+
+        No step is lost or doubled. Workers load the code anew. Raises `InvalidArgumentError` where there
+        are none, and why a new worker cannot run; the old ones that are left then stay.
+        """
+        if self._restart is None:
+            raise InvalidArgumentError("this runtime has no workers: open it with workers=2 or more")
+        await self._restart()
 
     @property
     def is_idle(self) -> bool:

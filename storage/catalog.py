@@ -13,8 +13,10 @@ Invariants:
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final
@@ -138,6 +140,16 @@ def open_catalog(path: Path, *, checkpointer: bool, create: bool = True) -> sqli
             path=str(path),
         ) from error
     return connection
+
+
+def checkpoint(connection: sqlite3.Connection, turn: AbstractContextManager[None]) -> None:
+    """Move the WAL's pages into the catalog while nobody writes, so that the next writer starts it over.
+
+    Called off the loop, on a connection of its own, by the one process that checkpoints. What a reader
+    still looks at stays in the WAL until the next time.
+    """
+    with turn, contextlib.suppress(sqlite3.OperationalError):  # the disk is full: it may pass
+        connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
 
 
 def _prepare(connection: sqlite3.Connection, path: Path, *, checkpointer: bool) -> None:
@@ -371,7 +383,7 @@ class Catalog:
         self.connection.execute(CRASHED)
 
     def release(self, worker: int, at_ms: int) -> int:
-        """Give up what a worker that is dead had open, as `crashed` does; return how many instances that is."""
+        """Give up what a worker that is dead had open, as `crashed` does; return how many that is."""
         self.connection.execute(WORKER_STOPPED, (at_ms, worker))
         return self.connection.execute(f"{CRASHED} AND owner = ?", (worker,)).rowcount
 

@@ -43,6 +43,9 @@ VIEW_OUTPUT_BYTES_MAX: Final = 16 * 1024 * 1024
 VALUE_BYTES_MAX: Final = 1_000_000_000 - 64 * 1024
 """SQLite's own limit on one value, less the room for its row."""
 
+WORKERS_MAX: Final = 256
+"""Processes of one state folder: each takes memory of its own, and all take turns at one catalog."""
+
 BUSY_TIMEOUT_MS: Final = 10_000
 """How long a connection waits for another's lock; only the catalog has more than one writer."""
 

@@ -1,0 +1,58 @@
+"""What the process that has just taken a folder's lock does before it runs anything.
+
+Everybody who had the folder before is dead, for the lock is free: what they had open is given up for
+whoever claims it next, and what the death of a machine may have left is looked after.
+
+Invariants:
+    Nothing of this happens while any other process of the folder lives.
+"""
+
+from __future__ import annotations
+
+import os
+
+import trio
+
+from perdure.actors.host import Clock, deadline_in
+from perdure.engine.app import App
+from perdure.engine.folder import StateFolder
+from perdure.storage.catalog import Catalog
+from perdure.storage.check import check_after_machine_death
+from perdure.storage.records import CatalogRow, Durability
+from perdure.storage.writer import CatalogWriter
+
+
+async def register(
+    folder: StateFolder, clock: Clock, durability: Durability, catalog: Catalog, writer: CatalogWriter
+) -> int:
+    """Record this process as the owner of the folder and return its number."""
+    last = catalog.last_worker()
+    if last is not None and last.boot != clock.boot:
+        await writer.write(lambda catalog: catalog.rebooted(clock.boot))
+        if last.durability == "process" and last.stopped_at_ms is None:
+            paths = [folder.instance(row.key) for row in catalog.opened()]
+            await trio.to_thread.run_sync(check_after_machine_death, paths)
+    return await writer.write(
+        lambda catalog: catalog.add_worker(
+            pid=os.getpid(), boot=clock.boot, at_ms=clock.wall_ms(), doorbell=str(folder.doorbell),
+            durability=durability,
+        )
+    )  # fmt: skip
+
+
+async def take_up(app: App, clock: Clock, catalog: Catalog, writer: CatalogWriter) -> None:
+    """Give up what processes that died had open, for this one to claim (law 4)."""
+    opened = catalog.opened()
+    if not opened:
+        return
+    await writer.write(lambda catalog: catalog.crashed())
+    for row in opened:
+        if row.workflow not in app.definitions:
+            await _lay_aside(row, clock, writer)
+
+
+async def _lay_aside(row: CatalogRow, clock: Clock, writer: CatalogWriter) -> None:
+    """Say of an instance that this process cannot run why it rests, until its class is here."""
+    wake = deadline_in(clock, 0)
+    reason = f"no class {row.workflow} in the process that has the folder"
+    await writer.write(lambda catalog: catalog.postpone(row.key, reason=reason, wake=wake))
