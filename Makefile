@@ -1,7 +1,7 @@
 # Every task of the project. Each makes what it needs in .venv first, from the project's own
 # files, and does nothing twice: a stamp remembers what pyproject.toml asked for.
 #
-#   make test ARGS="-k journal -x"     passes ARGS to pytest, to `perdure demo`, or to each benchmark
+#   make test ARGS="-k journal -x"     passes ARGS to pytest, to `perdure demo`, or to `perdure bench`
 #   make test PYTHON=python3.12        uses that interpreter; .venv is made anew for it
 
 PYTHON ?= python3
@@ -67,8 +67,8 @@ wheel: $(VENV)/.dev  ## sdist and wheel in dist/, with their contents checked
 wheel-test: wheel  ## the test suite against the wheel, installed elsewhere
 	bash tests/packaging/try_dist.sh $(bin)/python dist/*.whl
 
-bench: $(VENV)/.test  ## every benchmark, at full size
-	@set -e; for program in benchmarks/bench_*.py; do echo "== $$program"; $(bin)/python "$$program" $(ARGS); done
+bench: $(VENV)/.runtime  ## every benchmark, at full size
+	@$(bin)/perdure bench --all $(ARGS)
 
 clean:  ## remove .venv, builds, caches and reports
 	rm -rf $(VENV) build dist htmlcov .coverage .coverage.* .hypothesis

@@ -222,6 +222,7 @@ class BareFolder:
         self._catalog = connect(folder / "catalog.sqlite", "full", model.row)
         self._id = model.row.columns.index("id")
         self._number = 0
+        self._file: sqlite3.Connection | None = None
 
     def create(self, count: int) -> None:
         """Insert so many rows into the catalog in one commit."""
@@ -232,7 +233,10 @@ class BareFolder:
         self._catalog.execute("COMMIT")
 
     def run(self) -> None:
-        """Make the next instance's file and write its rows, a commit for each end with the next start."""
+        """Make the next instance's file and write its rows, a commit for each end with the next start.
+
+        Its result would be durable on return; the file stays open, for `close`.
+        """
         file = self._folder / f"{self._number}.sqlite"
         self._number += 1
         file.write_bytes(self._model.template)
@@ -247,7 +251,12 @@ class BareFolder:
             execute(steps.end, ended)
         execute(f"UPDATE {INSTANCE} SET status = status")
         execute("COMMIT")
-        connection.close()
+        self._file = connection
+
+    def close(self) -> None:
+        """Close the file that `run` left open; SQLite moves its log into it then."""
+        if self._file is not None:
+            self._file.close()
 
     def settle(self) -> None:
         """Update all rows of the catalog in one commit, and close it."""

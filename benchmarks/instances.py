@@ -114,6 +114,7 @@ def bare_batch(folder: Path, durability: Durability, batch: Batch, model: Finish
     bare.create(batch.instances)
     for _ in range(batch.instances):
         bare.run()
+        bare.close()
     bare.settle()
     seconds = time.perf_counter() - began_s
     bare.check()
@@ -129,6 +130,7 @@ def bare_one_by_one(folder: Path, durability: Durability, batch: Batch, model: F
         bare.create(1)
         bare.run()
         took_s.append(time.perf_counter() - began_s)
+        bare.close()
     bare.settle()
     bare.check()
     return took_s

@@ -1,6 +1,6 @@
 """Results as Markdown: the tables of docs/benchmarks.md, and the words that tables share.
 
-`perdure bench --all --markdown` prints what stands there between the marks.
+`perdure bench --all --markdown` prints what stands there between the marks; `--page` puts it there.
 
 Invariants:
     The same results make the same text.
@@ -9,8 +9,13 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from perdure.benchmarks.results import Measure, PeerFigure, Result, Results, figure, percents
+from perdure.errors import InvalidArgumentError
+
+BEGIN: Final = "<!-- measured: begin -->"
+END: Final = "<!-- measured: end -->"
 
 
 def settings(results: Results) -> str:
@@ -44,6 +49,15 @@ def newest(measure: Measure) -> list[PeerFigure]:
         if peer.value is not None:
             found.setdefault(peer.peer, peer)
     return list(found.values())
+
+
+def inserted(text: str, results: Results) -> str:
+    """Return a page with its tables replaced. Raises `InvalidArgumentError` for one without marks."""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not end:
+        raise InvalidArgumentError(f"the page has no lines {BEGIN} and {END}")
+    return f"{before}{begin}\n\n{tables(results)}\n\n{end}{after}"
 
 
 def tables(results: Results) -> str:

@@ -46,6 +46,10 @@ PEER_ROUNDS_MAX: Final = 3
 @options.json_option
 @click.option("--markdown", is_flag=True, help="Print the tables of docs/benchmarks.md.")
 @click.option(
+    "--page", "page_file", type=click.Path(path_type=Path, exists=True, dir_okay=False), metavar="FILE",
+    help="Put these tables between the marks of a Markdown page.",
+)  # fmt: skip
+@click.option(
     "--plot", "image", type=click.Path(path_type=Path), metavar="FILE", help="Draw FILE.svg or FILE.png."
 )
 @click.option("--quiet", is_flag=True, help="Show no progress.")
@@ -53,7 +57,7 @@ PEER_ROUNDS_MAX: Final = 3
 def bench(
     *, names: tuple[str, ...], every: bool, size: Size | None, rounds: int | None, workers: int,
     folder: Path | None, peers: bool, peer_python: str, source: Path | None, as_json: bool, markdown: bool,
-    image: Path | None, quiet: bool,
+    page_file: Path | None, image: Path | None, quiet: bool,
 ) -> int:  # fmt: skip
     """Measure Perdure on this machine, beside a bare `sqlite3` loop and the peers that are installed.
 
@@ -79,9 +83,10 @@ def bench(
         with bench_show.progress(quiet=quiet) as say:
             results = suite.run(chosen, options_, beside, say)
     _print(results, as_json=as_json, markdown=markdown)
+    if page_file is not None:
+        page_file.write_text(page.inserted(page_file.read_text("utf-8"), results), "utf-8")
     if image is not None:
         plot.draw(results, image)
-        click.echo(f"drawn: {image}", err=True)
     return exits.FAILED if any(result.error for result in results.results) else exits.OK
 
 

@@ -96,3 +96,18 @@ def test_a_plot_that_cannot_be_drawn_is_refused_before_anything_is_measured(
 ) -> None:
     with pytest.raises(InvalidArgumentError, match="--plot"):
         plot.check(tmp_path / name)
+
+
+def test_tables_are_put_between_the_marks_of_a_page() -> None:
+    before, after = "# Page\n" + page.BEGIN, page.END + "\nthe end\n"
+    once = page.inserted(before + after, RESULTS)
+
+    assert once.startswith(before)
+    assert once.endswith(after)
+    assert page.tables(RESULTS) in once
+    assert once == page.inserted(once, RESULTS)
+
+
+def test_a_page_without_marks_is_refused() -> None:
+    with pytest.raises(InvalidArgumentError, match="no lines"):
+        page.inserted("# Page", RESULTS)
