@@ -11,6 +11,7 @@ from perdure import errors
 DOCUMENTED = {
     "ActorContext",
     "App",
+    "BatchEntry",
     "Duration",
     "HistoryEntry",
     "Instance",

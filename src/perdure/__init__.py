@@ -12,6 +12,7 @@ from perdure.actors.step import WorkflowStep
 from perdure.actors.waiting import StepEvent
 from perdure.actors.workflow import ActorContext, Schedule, WorkflowEntrypoint, WorkflowEvent
 from perdure.engine.app import App
+from perdure.engine.batches import BatchEntry
 from perdure.engine.instance import HistoryEntry, Instance
 from perdure.engine.opening import open_runtime
 from perdure.engine.runtime import Runtime, RuntimeStatistics
@@ -71,6 +72,7 @@ __all__ = [
     "AmbiguousInstanceError",
     "AmbiguousStepError",
     "App",
+    "BatchEntry",
     "CommandError",
     "DecodingError",
     "DivergenceError",
