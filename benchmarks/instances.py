@@ -74,18 +74,28 @@ def check(results: list[int], batch: Batch) -> None:
         raise WorkNotDoneError(f"{batch.instances} instances gave {len(results)} results, or wrong ones")
 
 
-async def run_one_by_one(folder: Path, durability: Durability, batch: Batch) -> list[float]:
-    """Run instances one after the other; return the seconds from `create` to the result of each."""
+class OneByOne(msgspec.Struct, frozen=True, kw_only=True):
+    """The seconds from `create` to the result of each instance, and the runtime's syncs for one."""
+
+    took_s: list[float]
+    syncs: float = 0.0
+
+
+async def run_one_by_one(folder: Path, durability: Durability, batch: Batch) -> OneByOne:
+    """Run instances one after the other."""
     took_s: list[float] = []
     results: list[int] = []
     async with warm_runtime(folder, durability) as runtime:
+        before = runtime.statistics().disk
         for number in range(batch.instances):
             began_s = time.perf_counter()
             instance = await runtime.create(Short, params=batch.steps, id=f"{number}")
             results.append(await instance.result())
             took_s.append(time.perf_counter() - began_s)
+        after = runtime.statistics().disk
     check(results, batch)
-    return took_s
+    syncs = after.file_syncs - before.file_syncs + after.directory_syncs - before.directory_syncs
+    return OneByOne(took_s=took_s, syncs=syncs / batch.instances)
 
 
 def perdure_batch(folder: Path, durability: Durability, batch: Batch, workers: int = 1) -> Lap:
@@ -121,7 +131,7 @@ def bare_batch(folder: Path, durability: Durability, batch: Batch, model: Finish
     return Lap(steps=batch.instances * batch.steps, seconds=seconds)
 
 
-def bare_one_by_one(folder: Path, durability: Durability, batch: Batch, model: Finished) -> list[float]:
+def bare_one_by_one(folder: Path, durability: Durability, batch: Batch, model: Finished) -> OneByOne:
     """Write instances one after the other, each with its own commit in the catalog."""
     bare = BareFolder(folder, durability, model)
     took_s: list[float] = []
@@ -133,4 +143,4 @@ def bare_one_by_one(folder: Path, durability: Durability, batch: Batch, model: F
         bare.close()
     bare.settle()
     bare.check()
-    return took_s
+    return OneByOne(took_s=took_s)
