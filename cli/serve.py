@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -11,10 +12,11 @@ from typing import Any, Final
 import click
 import trio
 
-from perdure import App, InvalidArgumentError, StateLockedError, open_runtime
+from perdure import App, InvalidArgumentError, PerdureError, Runtime, StateLockedError, open_runtime
 from perdure.cli import options, render
 from perdure.cli.signals import Stop
 from perdure.engine.app import merge_apps
+from perdure.limits import WORKERS_MAX
 
 OPEN_TRIES_S: Final = 3.0
 """A command that found nobody at work owns the folder for a moment."""
@@ -39,9 +41,24 @@ OPEN_PAUSE_S: Final = 0.1
     show_default=True,
     help="`process` skips syncs: it survives the death of the process, not of the machine.",
 )
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1, max=WORKERS_MAX),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Run the instances in N processes, to use N cores. SIGHUP restarts them one by one.",
+)
 @click.option("--verbose", "-v", is_flag=True, help="Log what workflows say at level INFO, too.")
 def serve(
-    *, files: tuple[str, ...], state: Path, as_json: bool, replay: Any, durability: Any, verbose: bool
+    *,
+    files: tuple[str, ...],
+    state: Path,
+    as_json: bool,
+    replay: Any,
+    durability: Any,
+    workers: int,
+    verbose: bool,
 ) -> None:
     """Run the instances of a state folder until stopped.
 
@@ -52,6 +69,14 @@ def serve(
     \b
     perdure serve agents.py --state /var/lib/agents
     perdure create ResearchAgent --params '{"topic": "tides"}'     from another terminal
+
+    With --workers N this process runs nothing itself: it starts N others, which share the folder's
+    instances, and starts one anew where one dies; the others take over what that one had. SIGHUP
+    replaces them one by one, each loading the files anew, and loses no step.
+
+    \b
+    perdure serve agents.py --workers 4
+    kill -HUP $(pgrep -f 'perdure serve')      new code, without a pause
     """
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(message)s"
@@ -63,29 +88,70 @@ def serve(
         hard="stopped at once: attempts under way are lost as in a crash; the next `perdure serve` goes on"
     )
     with stop:
-        trio.run(partial(_serve, app, state, stop, replay=replay, durability=durability, as_json=as_json))
+        trio.run(
+            partial(
+                _serve,
+                app,
+                state,
+                stop,
+                replay=replay,
+                durability=durability,
+                workers=workers,
+                as_json=as_json,
+            )
+        )
     click.echo(f"perdure: stopped; `perdure serve {' '.join(files)}` goes on", err=True)
 
 
-async def _serve(app: App, state: Path, stop: Stop, *, replay: Any, durability: Any, as_json: bool) -> None:
+async def _serve(
+    app: App, state: Path, stop: Stop, *, replay: Any, durability: Any, workers: int, as_json: bool
+) -> None:
+    deadline_s = trio.current_time() + OPEN_TRIES_S
     with stop.scope():
-        for left in range(round(OPEN_TRIES_S / OPEN_PAUSE_S), -1, -1):
+        while True:
             try:
-                async with open_runtime(state, app, replay=replay, durability=durability):
-                    _ready(app, state, as_json)
-                    await trio.sleep_forever()
-            except StateLockedError:
-                if not left:
+                async with open_runtime(
+                    state, app, replay=replay, durability=durability, workers=workers
+                ) as runtime:
+                    _ready(app, state, workers, as_json)
+                    await _restart_on_sighup(runtime, workers)
+            except StateLockedError as error:
+                # Workers whose supervisor has died end within the grace that they give their steps.
+                grace_s = app.limits.shutdown_grace_s if error.is_orphaned else 0
+                if trio.current_time() > deadline_s + grace_s:
                     raise
                 await trio.sleep(OPEN_PAUSE_S)
 
 
-def _ready(app: App, state: Path, as_json: bool) -> None:
+async def _restart_on_sighup(runtime: Runtime, workers: int) -> None:
+    if workers == 1:
+        await trio.sleep_forever()
+    with trio.open_signal_receiver(signal.SIGHUP) as signals:
+        async for _ in signals:
+            click.echo("perdure: restarting the workers one by one", err=True)
+            try:
+                await runtime.restart_workers()
+            except PerdureError as error:
+                click.echo(f"perdure: not restarted: {error}; the workers that run go on", err=True)
+            else:
+                click.echo("perdure: all workers are new", err=True)
+
+
+def _ready(app: App, state: Path, workers: int, as_json: bool) -> None:
     names = sorted(app.definitions)
     if as_json:
         render.print_json(
-            {"ready": True, "pid": os.getpid(), "state": str(state.absolute()), "workflows": names},
+            {
+                "ready": True,
+                "pid": os.getpid(),
+                "state": str(state.absolute()),
+                "workflows": names,
+                "workers": workers,
+            },
             pretty=False,
         )
     else:
-        click.echo(f"ready: process {os.getpid()} serves {', '.join(names)} from {state}; Ctrl-C stops it")
+        by = f" with {workers} workers" if workers > 1 else ""
+        click.echo(
+            f"ready: process {os.getpid()} serves {', '.join(names)} from {state}{by}; Ctrl-C stops it"
+        )

@@ -73,6 +73,7 @@ class GameLoop:
         self.openings = openings
         self.closings = closings
         self.worker = worker
+        self.workers = 1  # how many share the work, this one included
         self.env = env
         self.lives: dict[Key, Life] = {}
         self.ticks = 0
@@ -147,6 +148,7 @@ class GameLoop:
                     lambda catalog: catalog.claim_movable(
                         self.worker, boot_ms=boot_ms, wall_ms=wall_ms, workflows=known,
                         due_max=min(room, DUE_MAX), queued_max=self.host.limits.claim_batch_max,
+                        workers=self.workers,
                     )
                 )  # fmt: skip
                 if self.closing:

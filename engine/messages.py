@@ -24,9 +24,10 @@ Ask = Literal["command", "status", "outcome", "sync", "sync-all", "statistics"]
 
 
 class Begin(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """To a worker: open the folder under this number. `settings` is a pickle from its own supervisor."""
+    """To a worker: open the folder under this number, as one of so many."""
 
     worker: int
+    workers: int
     settings: bytes
 
 

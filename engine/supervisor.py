@@ -235,7 +235,7 @@ class Supervisor:
         self.workers[worker.number] = worker
         assert self._nursery is not None
         self._nursery.start_soon(self._watch, worker)
-        worker.line.send(Begin(worker.number, self._settings))
+        worker.line.send(Begin(worker.number, self.count, self._settings))
         return worker
 
     def _spawn(self) -> Worker:

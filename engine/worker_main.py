@@ -240,6 +240,8 @@ async def _run(line: Line, desk: Desk, begin: Begin) -> None:
     app = load_settings(settings)
     async with open_worker(begin.worker, settings, app, line) as (opening, runtime):
         desk.opening = opening
+        if opening.loop is not None:
+            opening.loop.workers = begin.workers
         line.send(_counters(runtime))
         line.send(Ready())
         async with trio.open_nursery() as counting:

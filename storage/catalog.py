@@ -98,6 +98,10 @@ REPLY: Final = "SELECT reply FROM _perdure_inbox WHERE token = ?"
 SWEEP: Final = "DELETE FROM _perdure_inbox WHERE done_at < ?"
 
 
+CLAIM_MIN: Final = 8
+"""What a worker claims at least, where there is so much: a claim is a sync."""
+
+
 class WorkerRow(msgspec.Struct, frozen=True, kw_only=True):
     """One process that owns, or owned, the folder."""
 
@@ -308,8 +312,18 @@ class Catalog:
         workflows: Iterable[str],
         due_max: int,
         queued_max: int,
+        workers: int = 1,
     ) -> list[CatalogRow]:
-        """Claim what can move now, as `claim` does: those whose wake-up has come, and the queue."""
+        """Claim what can move now, as `claim` does: those whose wake-up has come, and the queue.
+
+        Of several `workers` each leaves the others their share: it takes half of its own, and comes again.
+        """
+        if workers > 1:
+            queued, due = self.moves.count(
+                boot_ms=boot_ms, wall_ms=wall_ms, limit=2 * workers * max(due_max, queued_max)
+            )
+            share = max(CLAIM_MIN, (queued + due) // (2 * workers))
+            due_max, queued_max = min(due_max, share), min(queued_max, share)
         rows = self.moves.movable(
             boot_ms=boot_ms, wall_ms=wall_ms, workflows=list(workflows), limit=due_max, queued_max=queued_max
         )

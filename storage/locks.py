@@ -309,10 +309,17 @@ def _locked(path: Path, holder: LockHolder | None) -> StateLockedError:
     else:
         where = "" if holder.host == socket.gethostname() else f" on {holder.host}"
         who = f"process {holder.pid}{where} ({holder.command or 'command line unknown'})"
+    pid = holder.pid if holder else None
+    if holder is not None and not _is_alive(holder):  # whom it shared the lock with has it still
+        return StateLockedError(
+            f"{path.parent} is in use by workers of {who}, which has died. They park what they run and end by"
+            " themselves within seconds: try again then.",
+            path=str(path), pid=pid, is_orphaned=True,
+        )  # fmt: skip
     return StateLockedError(
         f"{path.parent} is in use by {who}. Stop that first, or give another state folder.",
         path=str(path),
-        pid=holder.pid if holder else None,
+        pid=pid,
     )
 
 

@@ -310,11 +310,17 @@ class StateError(PerdureError):
 
 
 class StateLockedError(StateError):
-    """Another process owns the state folder; `pid` is that process where it is known."""
+    """Another process owns the state folder; `pid` is that process where it is known.
 
-    def __init__(self, message: str, *, path: str = "", pid: int | None = None) -> None:
+    `is_orphaned` says that it has died, and that workers of it are only ending.
+    """
+
+    def __init__(
+        self, message: str, *, path: str = "", pid: int | None = None, is_orphaned: bool = False
+    ) -> None:
         super().__init__(message, path=path)
         self.pid = pid
+        self.is_orphaned = is_orphaned
 
 
 class StateUnusableError(StateError):
