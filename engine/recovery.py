@@ -10,34 +10,80 @@ Invariants:
 from __future__ import annotations
 
 import os
+from functools import partial
+from pathlib import Path
 
 import trio
 
 from perdure.actors.host import Clock, deadline_in
 from perdure.engine.app import App
 from perdure.engine.folder import StateFolder
-from perdure.storage.catalog import Catalog
-from perdure.storage.check import check_after_machine_death
-from perdure.storage.records import CatalogRow, Durability
+from perdure.storage.catalog import Catalog, WorkerRow
+from perdure.storage.check import check_after_machine_death, remove_unless_whole
+from perdure.storage.disk import Disk
+from perdure.storage.records import CatalogRow, Durability, Key
+from perdure.storage.redo import redo, segments, settle
 from perdure.storage.writer import CatalogWriter
 
 
 async def register(
-    folder: StateFolder, clock: Clock, durability: Durability, catalog: Catalog, writer: CatalogWriter
+    folder: StateFolder,
+    clock: Clock,
+    durability: Durability,
+    *,
+    catalog: Catalog,
+    writer: CatalogWriter,
+    disk: Disk,
 ) -> int:
     """Record this process as the owner of the folder and return its number."""
     last = catalog.last_worker()
+    settling = partial(
+        _settle_logs, folder, boot=clock.boot, durability=durability, catalog=catalog, last=last, disk=disk
+    )
+    await trio.to_thread.run_sync(settling)
     if last is not None and last.boot != clock.boot:
         await writer.write(lambda catalog: catalog.rebooted(clock.boot))
         if last.durability == "process" and last.stopped_at_ms is None:
             paths = [folder.instance(row.key) for row in catalog.opened()]
             await trio.to_thread.run_sync(check_after_machine_death, paths)
+    if last is not None and last.durability == "process" and durability == "full":
+        # Nothing that was written then has been synced, and this process will acknowledge what rests on it.
+        await trio.to_thread.run_sync(os.sync)
     return await writer.write(
         lambda catalog: catalog.add_worker(
             pid=os.getpid(), boot=clock.boot, at_ms=clock.wall_ms(), doorbell=str(folder.doorbell),
             durability=durability,
         )
     )  # fmt: skip
+
+
+def _settle_logs(
+    folder: StateFolder,
+    *,
+    boot: int,
+    durability: Durability,
+    catalog: Catalog,
+    last: WorkerRow | None,
+    disk: Disk,
+) -> None:
+    """Bring the files to what relay logs say, or make safe what processes of this boot wrote."""
+    found = segments(folder.relay)
+
+    def locate(name: str, incarnation: int) -> tuple[Path, int] | None:
+        key = Key(*name.split("/", 1))
+        safe_epoch = catalog.safe_epoch(key, incarnation)
+        return None if safe_epoch is None else (folder.instance(key), safe_epoch)
+
+    if any(segment.boot != boot for _, segment in found):
+        redo(folder.relay, folder.root, disk, boot=boot, locate=locate)
+    elif found:
+        settle(folder.relay, folder.root, disk)
+    elif last is not None and last.durability != durability and disk.syncs_file_systems:
+        disk.sync_file_system(folder.root)
+    if last is not None and last.boot != boot and last.durability == "full":
+        for row in catalog.opened():
+            if row.birth is not None:
+                remove_unless_whole(folder.instance(row.key))
 
 
 async def take_up(app: App, clock: Clock, catalog: Catalog, writer: CatalogWriter) -> None:
