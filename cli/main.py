@@ -42,7 +42,7 @@ COMMANDS: Final[dict[str, Entry]] = {
     ),
     "watch": Entry("perdure.cli.watch:watch", LOOK, "Follow an instance's history until it has ended."),
     "sql": Entry("perdure.cli.sql:sql", LOOK, "Ask instances with SQL."),
-    "top": Entry("perdure.cli.top:top", LOOK, "Show what the processes that serve a folder are doing."),
+    "top": Entry("perdure.cli.top:top", LOOK, "Show what the processes that serve a state folder are doing."),
     "send-event": Entry("perdure.cli.control:send_event", CONTROL, "Send an event to an instance."),
     "pause": Entry(
         "perdure.cli.control:pause", CONTROL, "Pause an instance: steps under way finish, none starts."

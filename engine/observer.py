@@ -107,6 +107,8 @@ class Observer:
         )  # fmt: skip
 
     def _count(self, catalog: Catalog, limit: int) -> tuple[int, int]:
+        if self._loop.closing:  # its catalog may be closed by now
+            return 0, 0
         clock = self._loop.host.clock
         return catalog.moves.count(boot_ms=clock.boot_ms(), wall_ms=clock.wall_ms(), limit=limit)
 
