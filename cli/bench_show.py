@@ -56,9 +56,12 @@ def show(results: Results) -> None:
     for result in results.results:
         for number, measure in enumerate(result.measures):
             table.add_row(result.benchmark if number == 0 else "", *_cells(measure))
-        if result.error is not None:
-            table.add_row(result.benchmark, Text(f"not measured: {result.error}", style="red"))
     console.print(table)
+    for result in results.results:
+        if result.error is not None:
+            console.print(
+                Text(f"{result.benchmark}: not measured: {result.error}", style="red"), soft_wrap=True
+            )
     _explain(results)
 
 

@@ -40,6 +40,10 @@ class Adapter(Protocol):
         """Return the keys of the measures that it has a counterpart for; empty where it has none."""
         ...
 
+    def rounds_max(self, benchmark: str) -> int:
+        """Return how often it may be measured: what takes minutes, once."""
+        ...
+
     def measure(self, benchmark: str, size: Size, folder: Path) -> dict[str, float]:
         """Do the benchmark's work once in an empty folder; return figures by the key of the measure."""
         ...
@@ -70,10 +74,11 @@ class Peers:
         self, adapter: Adapter, benchmark: str, keys: Sequence[str], folder: Path, say: Say
     ) -> dict[str, PeerFigure]:
         missing = adapter.missing()
+        rounds = min(self._rounds, adapter.rounds_max(benchmark))
         laps: list[dict[str, float]] = []
         try:
-            for number in range(0 if missing else self._rounds):
-                say(f"{adapter.peer}, round {number + 1} of {self._rounds}")
+            for number in range(0 if missing else rounds):
+                say(f"{adapter.peer}, round {number + 1} of {rounds}")
                 made = folder / f"{type(adapter).__name__}-{adapter.peer.replace(', ', '-')}-{number}"
                 made.mkdir()
                 laps.append(adapter.measure(benchmark, self._size, made))
