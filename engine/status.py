@@ -27,12 +27,15 @@ class InstanceStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 def status_at_rest(row: CatalogRow, path: Path) -> InstanceStatus:
     """Return where an instance stands that nobody has in memory. Runs off the loop."""
-    if row.birth is not None and not (row.open and path.exists()):
+    # Until its first rest a row knows no more than that it was claimed: what its file says is newer.
+    if row.birth is not None and (row.status == "queued" or not path.exists()):
         return status_of(row.status, row.reason, None, row, wake_at_ms=row.start_at_ms)
     try:
         state = peek_state(path)
     except PerdureError as error:
         return status_of(row.status, row.reason or str(error), None, row)
+    if state.incarnation != row.incarnation:  # the file is still the one that this instance comes in place of
+        return status_of(row.status, row.reason, None, row, wake_at_ms=row.start_at_ms)
     status = state.status if state.status in FINISHED or row.open else row.status
     return status_of(status, row.reason, state.error, state, wake_at_ms=row.wake_at_ms)
 
