@@ -60,6 +60,11 @@ class StateFolder:
         """Return the path of the lock that a worker holds for as long as it lives."""
         return self.workers / f"{worker}.lock"
 
+    @property
+    def relay(self) -> Path:
+        """Where the relay logs lie."""
+        return self.root / "relay"
+
     def instance(self, key: Key) -> Path:
         """Return the path of an instance's file."""
         return self.root / folder_name(key.workflow) / f"{file_stem(key.id)}.sqlite"

@@ -50,6 +50,7 @@ from perdure.storage.records import (
     Status,
     decode_birth,
 )
+from perdure.storage.relay import RelayLog
 from perdure.storage.writer import CatalogWriter
 
 AtRest = Completed | Failed | Terminated | Paused | Parked | Dead | Interrupted
@@ -64,6 +65,7 @@ class Owner(Protocol):
     disk: Disk
     durability: Durability
     host: Host
+    relay: RelayLog | None
     writer: CatalogWriter
     openings: FileHost
     closings: FileHost
@@ -82,7 +84,8 @@ class Owner(Protocol):
 class Life:
     """One instance in memory. `opened` and `closed` are events; `error` says why opening failed,
     `stuck` why the catalog cannot be told that it is at rest. `will_wake` says whether, once at rest,
-    the catalog has a moment for it to go on, `found` which status it had there before.
+    the catalog has a moment for it to go on, `found` which status it had there before. With
+    `moves_later` it only takes commands and rests until then.
     """
 
     def __init__(self, key: Key, owner: Owner, definition: Definition | None) -> None:
@@ -95,6 +98,7 @@ class Life:
         self.ending = False
         self.stuck: StateError | None = None
         self.found: Status = "queued"
+        self.moves_later: Deadline | None = None
         self.crashes = 0
         self.quiet_timer_set = False
         self.will_wake = False
@@ -145,10 +149,16 @@ class Life:
         file, newborn = await owner.openings.do(lambda: self._file(birth))
         self.file = file
         file.owner = self.key
+        if owner.relay is not None:
+            owner.relay.adopt(
+                file, str(self.key), row.incarnation, newborn=newborn,
+                unsettled=birth is not None or row.crashes > 0,
+            )  # fmt: skip
         if birth is not None and newborn:
             bear(file, owner.host.gate, birth, row.params, epoch=epoch)
         self.actor = Actor(self._definition, file, owner.host, owner.env, on_quiet=owner.quiet)
         self.actor.start_at_ms = row.start_at_ms
+        self.actor.moves_later = self.moves_later
         if not newborn:  # an older catalog may count from further back than the file
             self.actor.lifecycle.own(max(epoch, self.actor.lifecycle.state.epoch + 1))
         if birth is not None and birth.event_type is not None and birth.event_payload is not None:
@@ -173,13 +183,17 @@ class Life:
         path = owner.folder.instance(self.key)
         if birth is None or path.exists():
             file = open_file(path, disk=owner.disk, durability=owner.durability)
-            born = is_born(file)
-            if birth is None or not born or read_state(file).incarnation == birth.incarnation:
-                return file, not born
+            try:
+                born = is_born(file)
+                if birth is None or not born or read_state(file).incarnation == birth.incarnation:
+                    return file, not born
+            except BaseException:
+                file.abandon()
+                raise
             file.close()
             remove_file(path)
         try:
-            create_file(path, disk=owner.disk, durable=owner.durability == "full")
+            create_file(path, disk=owner.disk, durable=owner.durability == "full" and owner.relay is None)
         except OSError as error:
             raise storage_error(error, path) from error
         return open_file(path, disk=owner.disk, durability=owner.durability), True
@@ -312,11 +326,13 @@ class Life:
         file, self.file = self.file, None
         if file is None:
             return
-        await self._owner.host.gate.release(file)
+        gate = self._owner.host.gate
+        in_order = await gate.retire(file)
         try:
-            await self._owner.closings.do(file.close)
+            await self._owner.closings.do(file.close if in_order else file.abandon)
         except Exception as error:  # noqa: BLE001 - a failed checkpoint leaves the WAL to the next owner
             logger.error("%s was not closed cleanly: %s", self.key, error)
+        gate.retired(file, in_order=in_order)
 
     # -- commands --------------------------------------------------------------------------
 

@@ -95,7 +95,8 @@ class LocalAccess:
         self.loop.ring()
 
     def forget(self, key: Key) -> None:
-        """Do nothing: the life that begins makes the loop forget."""
+        """Forget how an earlier incarnation ended."""
+        self.loop.forget(key)
 
     def require(self, key: Key) -> CatalogRow:
         """Return an instance's row. Raises `InstanceNotFoundError`."""

@@ -8,12 +8,14 @@ waited for that.
 Invariants:
     An instance has at most one life at a time.
     What is not in memory stands in the catalog with the moment at which it can move again.
-    No more instances are warm than `warm_max`; more work waits in the queue.
+    No more instances are warm than `warm_max`, and besides those no more than `visits_max` that only
+    take a command while memory is full; more work waits in the queue.
 """
 
 from __future__ import annotations
 
 import collections
+import contextvars
 import logging
 from collections.abc import Callable
 from typing import Any, Final
@@ -21,7 +23,7 @@ from typing import Any, Final
 import trio
 
 from perdure.actors.actor import Actor
-from perdure.actors.host import Host, deadline_in
+from perdure.actors.host import Host, deadline_in, remaining_ms
 from perdure.actors.outcome import Outcome
 from perdure.engine.access import ElsewhereError
 from perdure.engine.app import App
@@ -34,6 +36,7 @@ from perdure.storage.disk import Disk
 from perdure.storage.files import InstanceFile
 from perdure.storage.opening import FileHost
 from perdure.storage.records import FINISHED, CatalogRow, Deadline, Durability, Key
+from perdure.storage.relay import RelayLog
 from perdure.storage.writer import CatalogWriter
 
 logger: Final = logging.getLogger("perdure.engine")
@@ -57,6 +60,7 @@ class GameLoop:
         durability: Durability,
         host: Host,
         catalog: Catalog,
+        relay: RelayLog | None,
         writer: CatalogWriter,
         openings: FileHost,
         closings: FileHost,
@@ -69,6 +73,7 @@ class GameLoop:
         self.durability: Durability = durability
         self.host = host
         self.catalog = catalog
+        self.relay = relay
         self.writer = writer
         self.openings = openings
         self.closings = closings
@@ -78,12 +83,14 @@ class GameLoop:
         self.lives: dict[Key, Life] = {}
         self.ticks = 0
         self.tally = Tally()
+        self._visits = trio.Semaphore(host.limits.visits_max)
         self.closing = False
         self._outcomes: collections.OrderedDict[Key, Outcome] = collections.OrderedDict()
         self._changes: dict[Key, trio.Event] = {}
         self._turns: dict[Key, trio.Event] = {}
         self._ring = trio.Event()
         self._nursery: trio.Nursery | None = None
+        self._context = contextvars.copy_context()
         self._next: Any = None
         self._look = True
         self._claiming = False
@@ -215,8 +222,9 @@ class GameLoop:
         self.lives[row.key] = life
         if row.status == "queued":
             self.tally.started(row.workflow)
-        self._outcomes.pop(row.key, None)
-        self._nursery.start_soon(self._live, life, row, before)
+        self.forget(row.key)
+        # Begun from within a step, it would else inherit that step as the one under way.
+        self._context.run(self._nursery.start_soon, self._live, life, row, before)
         return life
 
     async def wake(self, key: Key) -> Life:
@@ -229,17 +237,46 @@ class GameLoop:
             life = self.lives.get(key)
             if life is not None:
                 return life
-            row = await self.writer.write(lambda catalog: catalog.claim(key, self.worker))
-            if row is not None:
-                if self.closing:
-                    await self._give_back([row])
-                return self.begin(row)
+            visits = self._room() <= 0
+            if visits:  # memory is full: it takes the command and leaves, to move when there is room
+                await self._visits.acquire()
+            try:
+                life = await self._claim_one(key, visits=visits)
+            finally:
+                if visits and (life is None or life.moves_later is None):
+                    self._visits.release()
+            if life is not None:
+                return life
             if key not in self.lives:
                 claimed = self.require(key)
                 if claimed.open and claimed.owner != self.worker:
                     raise ElsewhereError(f"worker {claimed.owner} owns {key}")
                 with trio.move_on_after(CLAIM_LOOK_S):  # a tick has claimed it and is about to begin it
                     await self._begun.wait()
+
+    async def _claim_one(self, key: Key, *, visits: bool) -> Life | None:
+        """Claim and start one instance, or return None where it is claimed already."""
+        with trio.CancelScope(shield=True):  # what is claimed has to be begun, or nobody ever does
+            row = await self.writer.write(lambda catalog: catalog.claim(key, self.worker))
+            if row is None:
+                return None
+            if self.closing:
+                await self._give_back([row])
+            life = self.begin(row)
+            if visits:
+                life.moves_later = self._later(row)
+            return life
+
+    def _later(self, row: CatalogRow) -> Deadline:
+        """Return since when an instance for which there is no room waits: it keeps its place among others."""
+        clock = self.host.clock
+        if row.started_at_ms is None:
+            return Deadline(wall_ms=row.start_at_ms or row.created_at_ms)
+        if row.wake_at_ms is not None:
+            wake = Deadline(wall_ms=row.wake_at_ms, boot_ms=row.wake_boot_ms, boot=row.boot)
+            if remaining_ms(clock, wake) <= 0:
+                return wake
+        return deadline_in(clock, 0)
 
     async def _give_back(self, rows: list[CatalogRow]) -> None:
         await self.writer.write(lambda catalog: catalog.give_back(rows))
@@ -259,6 +296,8 @@ class GameLoop:
             if self.lives.get(life.key) is life:
                 del self.lives[life.key]
             self._turned(life.key)
+            if life.moves_later is not None:
+                self._visits.release()
             if life.will_wake:
                 self.ring()
             else:
@@ -306,6 +345,10 @@ class GameLoop:
     def outcome(self, key: Key) -> Outcome | None:
         """Return the last outcome of an instance where it is remembered."""
         return self._outcomes.get(key)
+
+    def forget(self, key: Key) -> None:
+        """Forget the last outcome of an instance."""
+        self._outcomes.pop(key, None)
 
     def change_of(self, key: Key) -> trio.Event:
         """Return an event that is set at the next commit of the instance, or turn of its life."""

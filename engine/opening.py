@@ -44,7 +44,8 @@ from perdure.storage.gate import Gate
 from perdure.storage.locks import FolderLock
 from perdure.storage.opening import FileHost
 from perdure.storage.query import QueryHost, open_query_host
-from perdure.storage.records import Durability
+from perdure.storage.records import Durability, Key
+from perdure.storage.relay import RelayLog
 from perdure.storage.turns import Turn
 from perdure.storage.writer import CatalogWriter
 
@@ -182,21 +183,19 @@ class Opening:
         timers = TimerQueue(self.clock)
         openings = FileHost("perdure open", threads_max=OPENING_THREADS)
         closings = FileHost("perdure close", threads_max=self.app.limits.sync_threads_max)
-        gate = Gate(
-            durability=self.durability,
-            threads_max=self.app.limits.sync_threads_max,
-            checkpoint_bytes=self.app.limits.wal_pages_max * PAGE_BYTES,
-            on_commit=self._committed,
-            on_failure=self._failed,
-        )
         failure: BaseException | None = None
         try:
             async with trio.open_nursery(strict_exception_groups=True) as nursery:
                 parts = Parts(nursery)
                 try:
-                    for serve in (writer.run, timers.run, gate.run, openings.run, closings.run):
+                    for serve in (writer.run, timers.run, openings.run, closings.run):
                         parts.begin(serve)
                     worker = await self.register(writer)
+                    relay = self._relay_log(worker, writer)
+                    gate = self._gate(relay)
+                    parts.begin(gate.run)
+                    if relay is not None:
+                        parts.begin(relay.run)
                     host = Host(
                         clock=self.clock,
                         timers=timers,
@@ -213,6 +212,7 @@ class Opening:
                         durability=self.durability,
                         host=host,
                         catalog=self.reading,
+                        relay=relay,
                         writer=writer,
                         openings=openings,
                         closings=closings,
@@ -244,6 +244,30 @@ class Opening:
         if failure is not None:
             raise failure
 
+    def _relay_log(self, worker: int, writer: CatalogWriter) -> RelayLog | None:
+        """Return the log that makes commits durable, where this system and the durability are for one."""
+        if self.durability != "full" or not self.disk.syncs_file_systems:
+            return None
+
+        async def mark(epochs: Sequence[tuple[str, int]]) -> None:
+            keys = [(Key(*name.split("/", 1)), epoch) for name, epoch in epochs]
+            await writer.write(lambda catalog: catalog.mark_safe(keys))
+
+        return RelayLog(
+            self.folder.relay, root=self.folder.root, disk=self.disk, worker=worker, boot=self.clock.boot,
+            mark=mark if self.turn is not None else None,
+        )  # fmt: skip
+
+    def _gate(self, relay: RelayLog | None) -> Gate:
+        return Gate(
+            durability=self.durability,
+            syncing=relay,
+            threads_max=self.app.limits.sync_threads_max,
+            checkpoint_bytes=self.app.limits.wal_pages_max * PAGE_BYTES,
+            on_commit=self._committed,
+            on_failure=self._failed,
+        )
+
     @trio.lowlevel.enable_ki_protection
     async def _shut_down(self, loop: GameLoop, inbox: Inbox | None, worker: int) -> None:
         """Let all come to rest within the stated time; what does not is left to the exit (law 5)."""
@@ -255,6 +279,11 @@ class Opening:
                 await loop.shut_down()
             if grace.cancelled_caught:
                 leave_hard(loop.still_running, grace_s)
+            if loop.relay is not None:
+                try:
+                    await loop.relay.close()
+                except OSError as error:
+                    logger.warning("the relay log is left for the next start to settle: %s", error)
             at_ms = self.clock.wall_ms()
             try:
                 await loop.writer.write(lambda catalog: catalog.stop_worker(worker, at_ms))
@@ -263,7 +292,9 @@ class Opening:
 
     async def register(self, writer: CatalogWriter) -> int:
         """Record this process as the owner, recover what those before it left, and return its number."""
-        worker = await register(self.folder, self.clock, self.durability, self.reading, writer)
+        worker = await register(
+            self.folder, self.clock, self.durability, catalog=self.reading, writer=writer, disk=self.disk
+        )
         await take_up(self.app, self.clock, self.reading, writer)
         return worker
 

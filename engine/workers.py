@@ -31,6 +31,7 @@ from perdure.engine.supervisor import Supervisor
 from perdure.errors import StateError
 from perdure.storage.catalog import Catalog, checkpoint, open_catalog
 from perdure.storage.codec import Codec
+from perdure.storage.disk import Disk
 from perdure.storage.locks import FolderLock
 from perdure.storage.query import QueryHost, open_query_host
 from perdure.storage.records import Durability
@@ -89,7 +90,9 @@ async def _serve(
             parts = Parts(nursery)
             try:
                 parts.begin(writer.run)
-                number = await register(folder, clock, durability, catalog, writer)
+                number = await register(
+                    folder, clock, durability, catalog=catalog, writer=writer, disk=Disk()
+                )
                 await take_up(front.app, clock, catalog, writer)
                 parts.begin(partial(_checkpoint, folder.catalog))
                 await parts.start(supervisor.run)
@@ -101,6 +104,7 @@ async def _serve(
                     failure = error
                 await _shut_down(front, supervisor, inbox, number)
             finally:
+                inbox.close()
                 parts.stop()
     except BaseExceptionGroup as group:
         raise only(group) from None

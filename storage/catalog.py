@@ -55,9 +55,12 @@ GIVE_BACK: Final = """
     UPDATE _perdure_instances SET owner = NULL, open = 0, status = ? WHERE workflow = ? AND id = ?"""
 SETTLE: Final = """
     UPDATE _perdure_instances SET status = ?, reason = ?, birth = NULL, params = NULL, started_at = ?,
-        ended_at = ?, wake_at = ?, wake_boot = ?, boot = ?, until_at = ?, open = ?, crashes = ?, version =
-        ?
+        ended_at = ?, wake_at = ?, wake_boot = ?, boot = ?, until_at = ?, open = ?, crashes = ?,
+        version = ?, safe_epoch = epoch
     WHERE workflow = ? AND id = ?"""
+SAFE: Final = "UPDATE _perdure_instances SET safe_epoch = max(safe_epoch, ?) WHERE workflow = ? AND id = ?"
+SAFE_EPOCH: Final = """
+    SELECT safe_epoch FROM _perdure_instances WHERE workflow = ? AND id = ? AND incarnation = ?"""
 POSTPONE: Final = """
     UPDATE _perdure_instances SET reason = ?, wake_at = ?, wake_boot = ?, boot = ?, start_at = ?, until_at
         = NULL, open = 0
@@ -374,6 +377,15 @@ class Catalog:
                 key.id,
             ),
         )
+
+    def mark_safe(self, epochs: Iterable[tuple[Key, int]]) -> None:
+        """Write down up to which epoch files that are open are safe without a relay log."""
+        self.connection.executemany(SAFE, [(epoch, key.workflow, key.id) for key, epoch in epochs])
+
+    def safe_epoch(self, key: Key, incarnation: int) -> int | None:
+        """Return up to which epoch a file is safe without a relay log, or None for another incarnation."""
+        row = self.connection.execute(SAFE_EPOCH, (key.workflow, key.id, incarnation)).fetchone()
+        return None if row is None else row[0]
 
     def postpone(self, key: Key, *, reason: str, wake: Deadline) -> None:
         """Write down that an instance could not be opened now and is tried again at `wake`."""

@@ -23,6 +23,7 @@ CREATE TABLE _perdure_instances (
     version TEXT,
     parent TEXT,
     tags TEXT,
+    safe_epoch INTEGER NOT NULL DEFAULT 0, -- the last of which all is safe without its owner's relay log
     until_at INTEGER,                   -- besides: the first deadline that follows the wall clock alone
     PRIMARY KEY (workflow, id)
 ) STRICT; -- with rowids: a new row goes to the end, whatever its id, and a batch touches few pages

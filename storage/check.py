@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
+from perdure.storage.files import remove_file
+
 logger: Final = logging.getLogger("perdure.storage")
 
 
@@ -35,3 +37,23 @@ def check_after_machine_death(paths: Iterable[Path]) -> list[Path]:
             )
             damaged.append(path)
     return damaged
+
+
+def remove_unless_whole(path: Path) -> None:
+    """Remove a file that was being made when the machine died; what it is made from is in the catalog still.
+
+    Nothing of it was acknowledged: a relay log would have brought it back. Runs off the loop.
+    """
+    if not path.exists():
+        return
+    try:
+        connection = sqlite3.connect(path, isolation_level=None)
+        try:
+            (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+            born = connection.execute("SELECT 1 FROM _perdure_instance").fetchone()
+        finally:
+            connection.close()
+    except sqlite3.DatabaseError:
+        verdict, born = "unreadable", None
+    if verdict != "ok" or born is None:
+        remove_file(path)

@@ -11,9 +11,15 @@ Invariants:
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import os
+import platform
+import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
@@ -21,11 +27,16 @@ if sys.platform == "darwin":
     import fcntl
 
 
+SYNCFS_SINCE: Final = (5, 8)
+"""The Linux from which on `syncfs` says that a write has failed."""
+
+
 class DiskStatistics(msgspec.Struct, frozen=True, kw_only=True):
     """How often something was made durable."""
 
     file_syncs: int
     directory_syncs: int
+    file_system_syncs: int = 0
 
 
 class Disk:
@@ -37,6 +48,7 @@ class Disk:
     def __init__(self) -> None:
         self._file_syncs = 0
         self._directory_syncs = 0
+        self._file_system_syncs = 0
 
     def sync_descriptor(self, descriptor: int) -> None:
         """Return when everything written to `descriptor` is on the disk."""
@@ -52,6 +64,25 @@ class Disk:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    @property
+    def syncs_file_systems(self) -> bool:
+        """Whether `sync_file_system` is there and tells failures: on Linux since 5.8."""
+        return _syncfs() is not None
+
+    def sync_file_system(self, path: Path) -> None:
+        """Return when everything written so far to the file system that holds `path` is on the disk."""
+        self._file_system_syncs += 1
+        syncfs = _syncfs()
+        if syncfs is None:
+            raise OSError("this system cannot sync a whole file system")
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            if syncfs(descriptor) != 0:
+                error = ctypes.get_errno()
+                raise OSError(error, os.strerror(error))
         finally:
             os.close(descriptor)
 
@@ -89,4 +120,18 @@ class Disk:
 
     def statistics(self) -> DiskStatistics:
         """Return the counters."""
-        return DiskStatistics(file_syncs=self._file_syncs, directory_syncs=self._directory_syncs)
+        return DiskStatistics(
+            file_syncs=self._file_syncs,
+            directory_syncs=self._directory_syncs,
+            file_system_syncs=self._file_system_syncs,
+        )
+
+
+@functools.cache
+def _syncfs() -> Callable[[int], int] | None:
+    """Return the system's `syncfs`, which Python does not offer, where it reports failures."""
+    if sys.platform != "linux":
+        return None
+    release = tuple(int(part) for part in re.findall(r"\d+", platform.release())[:2])
+    syncfs: Callable[[int], int] | None = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
+    return syncfs if release >= SYNCFS_SINCE else None

@@ -14,12 +14,14 @@ Invariants:
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import os
+import re
 import sqlite3
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final
@@ -32,20 +34,21 @@ from perdure.errors import (
     StorageWriteError,
 )
 from perdure.storage.disk import Disk
-from perdure.storage.records import Durability
+from perdure.storage.records import Durability, InstanceState
 
 APPLICATION_ID: Final = 0x50524455  # "PRDU"
 SCHEMA_VERSION: Final = 1
-PAGE_BYTES: Final = 4096
+PAGE_BYTES: Final = 2048
+"""Smaller pages make small instances smaller, larger ones large values faster: as measured, 2048 has
+nearly all of both."""
 ROOM_BYTES_MIN: Final = 64 * 1024  # less than a WAL with its shared memory needs
-ROWS_PER_PAGE: Final = 4
+ROWS_PER_PAGE: Final = 2
 DAMAGED: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 BUSY_MS: Final = 1_000  # somebody edits the file with sqlite3: the loop waits this long at most
 
 OPENING: Final = (
-    "PRAGMA synchronous=OFF",
+    "PRAGMA synchronous=OFF",  # this one reads and parses the whole schema
     "PRAGMA wal_autocheckpoint=0",
-    f"PRAGMA busy_timeout={BUSY_MS}",
     "PRAGMA cache_size=-512",
     "PRAGMA temp_store=MEMORY",
 )
@@ -58,7 +61,7 @@ MIGRATIONS: Final[dict[int, str]] = {}
 @functools.cache
 def template() -> bytes:
     """Return the bytes of an empty instance file: making a file is then one write, no DDL."""
-    schema = resources.files("perdure.storage").joinpath("instance.sql").read_text("utf-8")
+    schema = minified(resources.files("perdure.storage").joinpath("instance.sql").read_text("utf-8"))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "template.sqlite")
         connection = sqlite3.connect(path, isolation_level=None)
@@ -70,6 +73,17 @@ def template() -> bytes:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         connection.close()
         return path.read_bytes()
+
+
+def minified(sql: str) -> str:
+    """Return `sql` without comments and needless spaces: every instance's file holds it, once.
+
+    >>> minified("SELECT a, 'b - c' FROM d;  -- why")
+    "SELECT a,'b - c' FROM d;"
+    """
+    parts = re.split(r"('[^']*')", re.sub(r"--[^\n]*", "", sql))
+    parts[::2] = [re.sub(r" ?([(),;=<>|*/+]) ?", r"\1", re.sub(r"\s+", " ", part)) for part in parts[::2]]
+    return "".join(parts).strip()
 
 
 def create_file(path: Path, *, disk: Disk, durable: bool) -> None:
@@ -155,8 +169,11 @@ class InstanceFile:
         "failure",
         "generation",
         "guard",
+        "leftover",
+        "newborn",
         "owner",
         "path",
+        "relay",
         "stamp",
         "ticket",
     )
@@ -174,6 +191,9 @@ class InstanceFile:
         self.bytes_since_checkpoint = 0
         self.failure: Exception | None = None
         self.directory_synced = False
+        self.newborn: InstanceState | None = None  # all that it holds, until its first commit
+        self.leftover = False  # whether a WAL was there already: its owner before was killed
+        self.relay: Any = None  # the relay log's: how far its commits are logged
         self.guard: object | None = None  # the authorizer of user statements, once there are any
         self.owner: object | None = None  # the engine's: whose file it is
         self.ticket: Any = None  # the gate's: who waits for this file
@@ -246,6 +266,7 @@ class InstanceFile:
         """Commit the tick's transaction. The bytes are then with the operating system."""
         self._execute("COMMIT")
         self._in_transaction = False
+        self.newborn = None
         self.stamp += 1
         self.generation += 1
         # SQLite does not tell how much a commit added to the WAL: an ordinary one adds a page or two, a
@@ -260,11 +281,32 @@ class InstanceFile:
         if self.connection.in_transaction:
             self._execute("ROLLBACK")
 
-    def sync(self) -> None:
-        """Make what was committed durable. Runs in a thread of the gate."""
+    def wal_descriptor(self) -> int:
+        """Return a descriptor of the `-wal` file, for reading and syncing. Raises `OSError`."""
         if self._wal is None:
             self._wal = os.open(f"{self.path}-wal", os.O_RDONLY | os.O_CLOEXEC)
-        self._disk.sync_descriptor(self._wal)
+        return self._wal
+
+    @contextlib.contextmanager
+    def writing_kept_out(self) -> Generator[None]:
+        """Hold SQLite's write lock, so that nobody is in the middle of a commit. Raises `sqlite3.Error`."""
+        if self.connection.in_transaction:
+            yield
+            return
+        self._execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        finally:
+            self._execute("ROLLBACK")
+
+    @property
+    def _syncs_itself(self) -> bool:
+        """Whether SQLite is to sync what it moves into the main file: no log has it."""
+        return self._durability == "full" and (self.relay is None or self.relay.direct)
+
+    def sync(self) -> None:
+        """Make what was committed durable. Runs in a thread of the gate."""
+        self._disk.sync_descriptor(self.wal_descriptor())
         if not self.directory_synced:
             self._disk.sync_directory(self.path.parent)
             self.directory_synced = True
@@ -277,7 +319,7 @@ class InstanceFile:
         loop, outside a transaction.
         """
         self.bytes_since_checkpoint = 0
-        if self._durability == "full":
+        if self._syncs_itself:
             self._execute("PRAGMA synchronous=NORMAL")
 
     def checkpoint(self) -> None:
@@ -289,7 +331,7 @@ class InstanceFile:
         connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
         try:
             connection.execute(f"PRAGMA busy_timeout={BUSY_MS}")
-            connection.execute(f"PRAGMA synchronous={'FULL' if self._durability == 'full' else 'OFF'}")
+            connection.execute(f"PRAGMA synchronous={'FULL' if self._syncs_itself else 'OFF'}")
             connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
         finally:
             connection.close()
@@ -301,13 +343,32 @@ class InstanceFile:
         self._closed = True
         try:
             self.rollback()
-            if self._durability == "full":
+            if self._syncs_itself:
                 self._execute("PRAGMA synchronous=FULL")
         finally:
-            self.connection.close()
-            if self._wal is not None:
-                os.close(self._wal)
-                self._wal = None
+            self._let_go()
+
+    def abandon(self) -> None:
+        """Close the file as a crash would: its WAL stays as it is, for the next owner. Runs off the loop."""
+        if self._closed:
+            return
+        self._closed = True
+        with contextlib.suppress(sqlite3.Error):
+            self.rollback()
+        # The last connection would checkpoint; one that may only read cannot.
+        reader = sqlite3.connect(f"{self.path.as_uri()}?mode=ro", uri=True, isolation_level=None)
+        try:
+            with contextlib.suppress(sqlite3.Error):
+                reader.execute("SELECT 1 FROM sqlite_schema").fetchone()
+            self._let_go()
+        finally:
+            reader.close()
+
+    def _let_go(self) -> None:
+        self.connection.close()
+        if self._wal is not None:
+            os.close(self._wal)
+            self._wal = None
 
 
 def open_file(path: Path, *, disk: Disk, durability: Durability) -> InstanceFile:
@@ -321,6 +382,7 @@ def open_file(path: Path, *, disk: Disk, durability: Durability) -> InstanceFile
             f"the file {path} is missing; `perdure repair` drops its row from the catalog"
         )
     connection: sqlite3.Connection | None = None
+    leftover = Path(f"{path}-wal").exists()
     try:
         connection = sqlite3.connect(
             path, isolation_level=None, check_same_thread=False, cached_statements=128, timeout=BUSY_MS / 1000
@@ -341,7 +403,9 @@ def open_file(path: Path, *, disk: Disk, durability: Durability) -> InstanceFile
         if connection is not None:
             connection.close()
         raise
-    return InstanceFile(path, connection, disk=disk, durability=durability)
+    file = InstanceFile(path, connection, disk=disk, durability=durability)
+    file.leftover = leftover
+    return file
 
 
 def _check_header(connection: sqlite3.Connection, path: Path) -> None:

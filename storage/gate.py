@@ -35,7 +35,7 @@ from perdure.limits import Limits
 from perdure.storage.files import PAGE_BYTES, InstanceFile, storage_error
 from perdure.storage.records import Durability
 from perdure.storage.syncing import FileSync, Syncing
-from perdure.storage.threads import open_threads
+from perdure.storage.threads import Threads, open_threads
 
 logger: Final = logging.getLogger("perdure.storage")
 CHECKPOINT_BYTES: Final = Limits().wal_pages_max * PAGE_BYTES
@@ -82,7 +82,7 @@ class Gate:
         self.durability: Durability = durability
         self._limiter = trio.CapacityLimiter(threads_max)
         self._threads_max = threads_max
-        self._safekeeping = syncing
+        self._syncing_by: Syncing = syncing or FileSync()
         self._checkpoint_bytes = checkpoint_bytes
         self._on_commit = on_commit
         self._on_failure = on_failure
@@ -92,6 +92,7 @@ class Gate:
         self._syncing: set[InstanceFile] = set()
         self._synced = trio.Event()
         self._checkpointing: set[InstanceFile] = set()
+        self._held: list[InstanceFile] = []
         self._rounds = 0
         self._commits = 0
         self._syncs = 0
@@ -158,7 +159,6 @@ class Gate:
     async def run(self) -> None:
         """Serve for ever: one round after another while there is work."""
         with open_threads("perdure sync", self._threads_max) as threads:
-            syncing = self._safekeeping or FileSync(threads)
             async with trio.open_nursery() as checkpoints:
                 while True:
                     await self._work.wait()
@@ -166,9 +166,9 @@ class Gate:
                     # yet, what that made ready gets to write too: a group's end and the step behind it.
                     if not self._awaited:
                         await trio.lowlevel.checkpoint()
-                    await self._round(syncing, checkpoints)
+                    await self._round(threads, checkpoints)
 
-    async def _round(self, syncing: Syncing, checkpoints: trio.Nursery) -> None:
+    async def _round(self, threads: Threads, checkpoints: trio.Nursery) -> None:
         batch = list(self._dirty)
         self._dirty.clear()
         self._work = trio.Event()
@@ -176,6 +176,9 @@ class Gate:
         self._rounds += 1
         waited: list[tuple[InstanceFile, Ticket, int]] = []
         for file in batch:
+            if file in self._checkpointing:  # what it commits now could get into the file before the log
+                self._held.append(file)
+                continue
             ticket: Ticket | None = file.ticket
             file.ticket = None
             if not self._commit(file, ticket):
@@ -185,7 +188,7 @@ class Gate:
             elif self._may_checkpoint(file):
                 self._begin_checkpoint(checkpoints, file)
         if waited and self.durability == "full":
-            await self._sync(syncing, waited)
+            await self._sync(threads, waited)
         for file, ticket, generation in waited:
             if file.failure is None:
                 file.durable_generation = max(file.durable_generation, generation)
@@ -212,11 +215,11 @@ class Gate:
             return False
         return True
 
-    async def _sync(self, syncing: Syncing, waited: list[tuple[InstanceFile, Ticket, int]]) -> None:
+    async def _sync(self, threads: Threads, waited: list[tuple[InstanceFile, Ticket, int]]) -> None:
         """Make the committed files durable, together."""
         files = [file for file, _, _ in waited]
         self._syncing.update(files)
-        errors = await syncing.sync(files)
+        errors = await self._syncing_by.sync(files, threads)
         self._syncs += len(files)
         self._syncing.difference_update(files)
         self._wake()
@@ -248,11 +251,13 @@ class Gate:
             and file.failure is None
             and not file.in_transaction
             and file not in self._checkpointing
+            and self._syncing_by.may_write(file)
         )
 
     def _begin_checkpoint(self, nursery: trio.Nursery, file: InstanceFile) -> None:
         file.prepare_checkpoint()
         self._checkpointing.add(file)
+        self._syncing_by.write_begins(file)
         nursery.start_soon(self._checkpoint, file)
 
     async def _checkpoint(self, file: InstanceFile) -> None:
@@ -264,6 +269,12 @@ class Gate:
             logger.warning("%s could not be checkpointed: %s", file.path, error)
         finally:
             self._checkpointing.discard(file)
+            self._syncing_by.write_ended(file, closed=False)
+            if file in self._held:
+                self._held.remove(file)
+                self._dirty.setdefault(file)
+                self._awaited = self._awaited or file.ticket is not None
+                self._work.set()
             self._wake()
 
     def _wake(self) -> None:
@@ -285,10 +296,33 @@ class Gate:
                 ticket.error = file.failure or storage_error(OSError("the file was closed"), file.path)
             ticket.event.set()
 
+    async def retire(self, file: InstanceFile) -> bool:
+        """Let go of a file as `release` does, once its main file may be written.
+
+        Returns False where that cannot be: what it committed is not safe, and it is to be left as it is.
+        `retired` is to be called once it is closed.
+        """
+        full = self.durability == "full"
+        while full and file.failure is None and not self._syncing_by.may_write(file):
+            ticket = self._ticket(file)
+            await ticket.event.wait()
+        await self.release(file)
+        if full and not self._syncing_by.may_write(file):
+            return False
+        self._syncing_by.write_begins(file)
+        return True
+
+    def retired(self, file: InstanceFile, *, in_order: bool) -> None:
+        """Say that a file is closed which `retire` has let go, `in_order` as that answered."""
+        if in_order:
+            self._syncing_by.write_ended(file, closed=True)
+        else:
+            self._syncing_by.abandoned(file)
+
     @property
     def busy(self) -> bool:
         """Whether a round is due or a sync is under way; the virtual clock waits for it."""
-        return bool(self._dirty or self._syncing or self._checkpointing)
+        return bool(self._dirty or self._syncing or self._checkpointing or self._held)
 
     def statistics(self) -> GateStatistics:
         """Return the counters."""
@@ -297,5 +331,5 @@ class Gate:
             commits=self._commits,
             syncs=self._syncs,
             checkpoints=self._checkpoints,
-            waiting_files=len(self._dirty) + len(self._syncing),
+            waiting_files=len(self._dirty) + len(self._syncing) + len(self._held),
         )

@@ -21,22 +21,49 @@ Failures: TypeAlias = list[tuple[InstanceFile, OSError]]
 class Syncing(Protocol):
     """Makes committed files durable. Used by the gate's task alone."""
 
-    async def sync(self, files: Sequence[InstanceFile]) -> Failures:
+    async def sync(self, files: Sequence[InstanceFile], threads: Threads) -> Failures:
         """Return once all that was committed to `files` is on disk, with those that failed."""
+        ...
+
+    def may_write(self, file: InstanceFile) -> bool:
+        """Whether the main file may be written (checkpointed, closed) now, or has to be synced first."""
+        ...
+
+    def write_begins(self, file: InstanceFile) -> None:
+        """Say that the file is about to be checkpointed or closed. Only where `may_write`."""
+        ...
+
+    def write_ended(self, file: InstanceFile, *, closed: bool) -> None:
+        """Say that this is over; `closed` where nothing of the file is left open."""
+        ...
+
+    def abandoned(self, file: InstanceFile) -> None:
+        """Say that the file was closed as a crash would close it."""
         ...
 
 
 class FileSync:
     """Syncs each file's WAL by itself, spread over threads."""
 
-    def __init__(self, threads: Threads) -> None:
-        self._threads = threads
+    def may_write(self, file: InstanceFile) -> bool:
+        """As in `Syncing`: always, for SQLite syncs what it writes."""
+        del file
+        return True
 
-    async def sync(self, files: Sequence[InstanceFile]) -> Failures:
+    def write_begins(self, file: InstanceFile) -> None:
+        """As in `Syncing`: nothing depends on it."""
+
+    def write_ended(self, file: InstanceFile, *, closed: bool) -> None:
+        """As in `Syncing`: nothing depends on it."""
+
+    def abandoned(self, file: InstanceFile) -> None:
+        """As in `Syncing`: nothing depends on it."""
+
+    async def sync(self, files: Sequence[InstanceFile], threads: Threads) -> Failures:
         """As in `Syncing`. Raises what is no failure of the disk but a defect."""
-        count = self._threads.threads_max
+        count = threads.threads_max
         shares = [files[start::count] for start in range(min(count, len(files)))]
-        results = await self._threads.run([functools.partial(sync_files, share) for share in shares])
+        results = await threads.run([functools.partial(sync_files, share) for share in shares])
         return [failure for result in results for failure in result.unwrap()]
 
 

@@ -74,7 +74,7 @@ async def test_files_are_spread_over_no_more_threads_than_allowed(folder: Folder
     disk = SlowDisk()
     disk.let.set()
     with open_threads("perdure sync", 3) as threads:
-        assert [] == await FileSync(threads).sync([folder.open(disk) for _ in range(7)])
+        assert [] == await FileSync().sync([folder.open(disk) for _ in range(7)], threads)
         assert 3 == len(sync_threads())
 
     assert 7 == disk.statistics().file_syncs
@@ -83,15 +83,15 @@ async def test_files_are_spread_over_no_more_threads_than_allowed(folder: Folder
 async def test_a_thread_is_started_when_it_is_needed(folder: Folder) -> None:
     with open_threads("perdure sync", 3) as threads:
         assert [] == sync_threads()
-        await FileSync(threads).sync([folder.open(Disk())])
+        await FileSync().sync([folder.open(Disk())], threads)
         assert 1 == len(sync_threads())
 
 
 async def test_a_file_that_cannot_be_synced_is_told_apart(folder: Folder) -> None:
     good, bad = folder.open(Disk()), folder.open(BadDisk())
     with open_threads("perdure sync", 1) as threads:
-        ((file, error),) = await FileSync(threads).sync([bad, good])
-        assert [] == await FileSync(threads).sync([good])
+        ((file, error),) = await FileSync().sync([bad, good], threads)
+        assert [] == await FileSync().sync([good], threads)
 
     assert bad is file
     assert 5 == error.errno
@@ -101,8 +101,8 @@ async def test_a_defect_in_a_thread_is_raised_in_the_loop_and_hangs_nobody(folde
     broken, good = folder.open(MisbehavedDisk()), folder.open(Disk())
     with open_threads("perdure sync", 1) as threads:
         with pytest.raises(RuntimeError, match="a defect"):
-            await FileSync(threads).sync([broken])
-        assert [] == await FileSync(threads).sync([good])
+            await FileSync().sync([broken], threads)
+        assert [] == await FileSync().sync([good], threads)
 
 
 async def test_a_sync_under_way_is_waited_for_when_its_task_is_cancelled(folder: Folder) -> None:
@@ -113,7 +113,7 @@ async def test_a_sync_under_way_is_waited_for_when_its_task_is_cancelled(folder:
 
             async def sync() -> None:
                 nonlocal returned
-                await FileSync(threads).sync([folder.open(disk)])
+                await FileSync().sync([folder.open(disk)], threads)
                 returned = True
 
             nursery.start_soon(sync)
@@ -127,6 +127,6 @@ async def test_a_sync_under_way_is_waited_for_when_its_task_is_cancelled(folder:
 
 async def test_no_thread_is_left(folder: Folder) -> None:
     with open_threads("perdure sync", 2) as threads:
-        await FileSync(threads).sync([folder.open(Disk()), folder.open(Disk())])
+        await FileSync().sync([folder.open(Disk()), folder.open(Disk())], threads)
 
     assert [] == sync_threads()

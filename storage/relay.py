@@ -1,0 +1,483 @@
+"""The relay log: one sync makes the commits of a whole tick durable, whatever files they are in.
+
+One log per process, in segments of fixed size that are written before they are needed. After the
+tick's commits the new frames of every file's WAL are read back, appended as page images, and
+synced once; the gates open then. The instance files themselves are never synced one by one: when
+a segment is full, the file system is synced as a whole, and what the segment holds is settled.
+
+The rules this follows, and what it would lose without them, stand in ARCHITECTURE.md. `redo.py`
+reads the log after the machine has died. Only the gate and the runtime's opening use this.
+
+Invariants:
+    A file's main database file is written (checkpoint, close) only when all of its WAL is in
+    segments that are not about to go: first the log, then the file.
+    A segment goes only after a sync of the file system that began when no such write was under way.
+    The first images of a file in a segment come from the beginning of its WAL.
+    After a failed append its segment is not written to again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import logging
+import os
+import sqlite3
+import zlib
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Final, TypeAlias
+
+import msgspec
+import trio
+
+from perdure.storage import files
+from perdure.storage.disk import Disk
+from perdure.storage.files import InstanceFile
+from perdure.storage.relay_format import (
+    CLOSED,
+    ENTRY,
+    HEADER_BYTES,
+    IMAGES,
+    SECTOR_BYTES,
+    TEMPLATE,
+    VOID,
+    Entry,
+    Segment,
+    encode_batch,
+    encode_entry,
+    segment_header,
+)
+from perdure.storage.syncing import Failures, FileSync
+from perdure.storage.threads import Threads, open_threads
+from perdure.storage.wal import HEADER_BYTES as WAL_START
+from perdure.storage.wal import Commits, WalTooLong, last_commit_is_whole, read_commits
+
+logger: Final = logging.getLogger("perdure.storage")
+
+SEGMENT_BYTES: Final = 16 * 1024 * 1024
+SEGMENTS_MAX: Final = 8
+"""When so many wait to be settled, nothing more is appended: everything slows down to the disk's pace."""
+DIRECT_BYTES: Final = 256 * 1024
+"""A commit larger than this is not written twice: its file is synced by itself from then on."""
+WHOLE_BYTES_MAX: Final = 8 * 1024 * 1024
+IDLE_S: Final = 1.0
+"""After so long without an append, all is settled, so that edits by other programs meet an empty log."""
+RETRY_S: Final = 1.0
+
+
+Mark: TypeAlias = Callable[[Sequence[tuple[str, int]]], Awaitable[None]]
+"""Writes down, where several processes have logs, up to which epoch open files are safe without this one."""
+
+
+class RelayStatistics(msgspec.Struct, frozen=True, kw_only=True):
+    """What the log has done: `settled` counts syncs of the file system, `direct` files that left the log."""
+
+    batches: int
+    bytes: int
+    segments: int
+    settled: int
+    direct: int
+
+
+class Track:
+    """How far one open file's commits are in the log. Made by `RelayLog.adopt`."""
+
+    __slots__ = ("born", "commits", "direct", "incarnation", "name", "read", "salts", "segment", "trusted")
+
+    def __init__(self, name: str, incarnation: int, *, born: bool) -> None:
+        self.name = name
+        self.incarnation = incarnation
+        self.born = born
+        """Whether no disk is known to have the file, so that redo has to make it from the template."""
+        self.segment = 0
+        """The segment since whose beginning all of the WAL is logged; 0 for none."""
+        self.read = WAL_START
+        self.salts: bytes | None = None
+        self.commits = 0
+        self.trusted = False
+        """Whether nothing but this process has written the frames behind `read`."""
+        self.direct = False
+
+
+class _Slot:
+    """A file of the log: which segment it holds now (0: none), and how full that is."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.descriptor = -1
+        self.segment = 0
+        self.at = HEADER_BYTES
+        self.batches = 0
+        self.templates: set[int] = set()
+
+
+class RelayLog:
+    """The log of one process. `sync` is the gate's; `run` serves in a task."""
+
+    def __init__(
+        self, folder: Path, *, root: Path, disk: Disk, worker: int, boot: int, mark: Mark | None = None,
+        segment_bytes: int = SEGMENT_BYTES, segments_max: int = SEGMENTS_MAX, idle_s: float = IDLE_S,
+    ) -> None:  # fmt: skip
+        self._folder = folder
+        self._root = root
+        self._disk = disk
+        self._worker = worker
+        self._boot = boot
+        self._mark = mark
+        self._segment_bytes = segment_bytes
+        self._segments_max = segments_max
+        self._idle_s = idle_s
+        self._slots: list[_Slot] = []
+        self._abandoned: list[_Slot] = []
+        self._current: _Slot | None = None
+        self._number = 0
+        self._pending: list[Entry] = []
+        self._pending_bytes = 0
+        self._closed: list[Entry] = []
+        self._open: set[InstanceFile] = set()
+        self._writes: dict[InstanceFile, int] = {}
+        self._changed = trio.Event()
+        self._under_way = False
+        self._base_unsafe = False
+        self._batches = self._bytes = self._settled = self._direct = 0
+
+    # -- for lives -------------------------------------------------------------------------
+
+    def adopt(
+        self, file: InstanceFile, name: str, incarnation: int, *, newborn: bool, unsettled: bool
+    ) -> None:
+        """Take a file under the log that has just been opened; `newborn` where it was just made.
+
+        `unsettled` says that an owner before may have made the file and died. What a dead owner left is
+        made safe by itself before anything new of the file counts.
+        """
+        file.relay = Track(name, incarnation, born=newborn)
+        self._open.add(file)
+        if not newborn and (unsettled or file.leftover):
+            self._base_unsafe = True
+
+    def may_write(self, file: InstanceFile) -> bool:
+        """Whether the main file may be written now: by this log, all of its WAL is safe elsewhere."""
+        track = file.relay
+        if track is not None and track.direct:
+            return True
+        if file.generation == 0 and not file.leftover:
+            return True
+        return track is not None and track.segment == self._number and track.commits == file.generation
+
+    def write_begins(self, file: InstanceFile) -> None:
+        """Say that the file is about to be checkpointed or closed. Only where `may_write`."""
+        self._writes[file] = 0 if file.relay is None else file.relay.segment
+
+    def abandoned(self, file: InstanceFile) -> None:
+        """Say that the file was closed as a crash would close it."""
+        self._open.discard(file)
+
+    def write_ended(self, file: InstanceFile, *, closed: bool) -> None:
+        """Say that this is over; `closed` where nothing of the file is left open."""
+        self._writes.pop(file, None)
+        if closed:
+            self._open.discard(file)
+        track = file.relay
+        if closed and track is not None and not track.direct and track.segment:
+            with contextlib.suppress(OSError):
+                time_ns = file.path.stat().st_mtime_ns
+                self._closed.append(_entry(CLOSED, file, track, number=time_ns))
+        self._wake()
+
+    # -- for the gate ----------------------------------------------------------------------
+
+    async def sync(self, files: Sequence[InstanceFile], threads: Threads) -> Failures:
+        """Return once all that was committed to `files` is on disk, with those that failed."""
+        self._under_way = True
+        try:
+            return await self._sync(files, threads)
+        finally:
+            self._under_way = False
+            self._wake()
+
+    async def _sync(self, files: Sequence[InstanceFile], threads: Threads) -> Failures:
+        failures: Failures = []
+        direct = [file for file in files if file.relay is None or file.relay.direct]
+        large: list[InstanceFile] = []
+        logged: list[InstanceFile] = []
+        for file in files:
+            if file.relay is None or file.relay.direct:
+                continue
+            try:
+                (logged if await self._log(file, file.relay, threads) else large).append(file)
+            except (OSError, sqlite3.Error) as error:
+                failures.append((file, error if isinstance(error, OSError) else OSError(str(error))))
+        try:
+            if large:
+                await self._leave_alone(large, threads)
+            await self._flush(threads)
+        except OSError as error:
+            failures += [(file, error) for file in (*logged, *large)]
+        else:
+            for file in logged:
+                file.relay.born = False
+        if direct:
+            failures += await FileSync().sync(direct, threads)
+        return failures
+
+    async def _log(self, file: InstanceFile, track: Track, threads: Threads) -> bool:
+        """Read a file's new commits and put them into the next batch; False where they are too much."""
+        while True:
+            found = self._read(file, track)
+            if found is None:
+                return False
+            entry = _entry(IMAGES, file, track, found=found)
+            if self._put(entry):
+                track.segment, track.commits = self._number, file.generation
+                track.read, track.salts, track.trusted = found.end, found.salts, True
+                return True
+            await self._flush(threads)
+            await self._roll()
+
+    def _read(self, file: InstanceFile, track: Track) -> Commits | None:
+        """Return what the file has committed since it was logged last, or all that its WAL holds."""
+        descriptor = file.wal_descriptor()
+        whole = track.segment != self._number
+        limit = WHOLE_BYTES_MAX if whole else DIRECT_BYTES
+        first = track.salts is None and not file.leftover
+        try:
+            if first or (track.trusted and not whole):
+                found, more = read_commits(
+                    descriptor, after=track.read, salts=track.salts,
+                    commits=file.generation - track.commits, bytes_max=limit,
+                )  # fmt: skip
+                if not more:
+                    return found
+            # Another program may be writing too, and a process before this one may have been killed.
+            with file.writing_kept_out():
+                found, _ = read_commits(
+                    descriptor, after=track.read, salts=None if whole else track.salts, commits=None,
+                    bytes_max=limit,
+                )  # fmt: skip
+                if found.images and not last_commit_is_whole(descriptor, found.end, found.page_bytes):
+                    raise OSError(f"the WAL of {file.path} ends in a commit that is not whole")
+        except WalTooLong:
+            return None
+        return found
+
+    def _put(self, entry: Entry) -> bool:
+        """Add an entry to the next batch; False where the segment has no room for it."""
+        slot = self._current
+        if slot is None:
+            return False
+        entries = [entry]
+        if entry.born and entry.number not in slot.templates:
+            template = files.template()
+            entries.insert(
+                0,
+                Entry(
+                    kind=TEMPLATE,
+                    name="",
+                    page_bytes=len(template),
+                    number=entry.number,
+                    images={1: template},
+                ),
+            )
+        size = sum(map(_size, entries))
+        closed = sum(map(_size, self._closed))
+        if slot.at + self._pending_bytes + closed + size + SECTOR_BYTES > self._segment_bytes:
+            return False
+        slot.templates.update(each.number for each in entries if each.kind == TEMPLATE)
+        self._pending += self._closed + entries
+        self._pending_bytes += size + closed
+        self._closed = []
+        return True
+
+    async def _leave_alone(self, large: list[InstanceFile], threads: Threads) -> None:
+        """Sync these files by themselves from now on, and void what the log has of them."""
+        await self._flush(threads)
+        self._base_unsafe = True
+        await self._make_base_safe(threads)
+        for file in large:
+            track = file.relay
+            assert track is not None
+            while not self._put(_entry(VOID, file, track)):
+                await self._flush(threads)
+                await self._roll()
+            track.segment, track.commits = self._number, file.generation
+        await self._flush(threads)
+        for file in large:
+            assert file.relay is not None
+            file.relay.direct = file.directory_synced = True
+            self._direct += 1
+
+    async def _flush(self, threads: Threads) -> None:
+        """Write what is pending and sync it. Raises `OSError`: the segment is then given up."""
+        slot, entries = self._current, self._pending
+        if slot is None or not entries:
+            return
+        self._pending, self._pending_bytes = [], 0
+        await self._make_base_safe(threads)
+        try:
+            await threads.run_one(functools.partial(self._append, slot, entries))
+        except OSError as error:
+            logger.error("the relay log cannot be written, and goes on in another segment: %s", error)
+            self._give_up(slot)
+            raise
+
+    async def _make_base_safe(self, threads: Threads) -> None:
+        """Where a file's base may be on no disk and in no log of ours, sync it by the file system's means."""
+        if self._base_unsafe:
+            await threads.run_one(functools.partial(self._disk.sync_file_system, self._root))
+            self._base_unsafe = False
+
+    # -- in the thread ---------------------------------------------------------------------
+
+    def _append(self, slot: _Slot, entries: list[Entry]) -> None:
+        """Write one batch and sync it. Runs in a thread of the gate."""
+        if slot.batches == 0:
+            self._prepare(slot)
+        parts = list(itertools.chain.from_iterable(map(encode_entry, entries)))
+        batch = encode_batch(parts, segment=slot.segment, number=slot.batches)
+        _write_at(slot.descriptor, batch, slot.at)
+        self._disk.sync_descriptor(slot.descriptor)
+        slot.at += len(batch)
+        slot.batches += 1
+        self._batches += 1
+        self._bytes += len(batch)
+
+    def _prepare(self, slot: _Slot) -> None:
+        """Make the slot's file hold the segment; made of blocks that are written, so that syncs are quick."""
+        if slot.descriptor < 0:
+            self._disk.make_folder(self._folder, durable=True)
+            slot.descriptor = os.open(slot.path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+            zeros = bytes(1024 * 1024)
+            for at in range(0, self._segment_bytes, len(zeros)):
+                _write_at(slot.descriptor, zeros[: self._segment_bytes - at], at)
+            self._disk.sync_descriptor(slot.descriptor)
+            self._disk.sync_directory(self._folder)
+        header = Segment(number=slot.segment, worker=self._worker, boot=self._boot)
+        _write_at(slot.descriptor, segment_header(header), 0)
+
+    # -- segments --------------------------------------------------------------------------
+
+    async def _roll(self) -> None:
+        """Begin another segment, once there is room for one."""
+        while len(self._in_use()) >= self._segments_max:
+            await self._changed.wait()
+        self._begin_segment()
+
+    def _begin_segment(self) -> None:
+        slot = next((slot for slot in self._slots if slot.segment == 0), None)
+        if slot is None:
+            number = len(self._slots) + len(self._abandoned)
+            slot = _Slot(self._folder / f"{self._worker}.{os.getpid()}.{number}.log")
+            self._slots.append(slot)
+        self._number += 1
+        slot.segment, slot.at, slot.batches = self._number, HEADER_BYTES, 0
+        slot.templates.clear()
+        self._current = slot
+        self._wake()
+
+    def _give_up(self, slot: _Slot) -> None:
+        """Write no more to a segment that failed; what it held before is there still."""
+        if slot.descriptor >= 0:
+            os.close(slot.descriptor)
+        self._abandoned.append(slot)
+        self._slots.remove(slot)
+        self._current = None
+        self._number += 1  # what is logged next is logged from the beginning
+        self._base_unsafe = True
+
+    def _in_use(self) -> list[_Slot]:
+        return [slot for slot in self._slots if slot.segment]
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+    # -- settling --------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Serve for ever: settle full segments, and all of them when nothing happens."""
+        with open_threads("perdure settle", 1) as threads:
+            while True:
+                seen = self._batches
+                with trio.move_on_after(self._idle_s) as idle:
+                    while not self._full():
+                        await self._changed.wait()
+                if idle.cancelled_caught:
+                    if seen != self._batches or self._under_way or not self._in_use():
+                        continue
+                    self._current = None
+                    self._number += 1
+                await self._settle(threads)
+
+    def _full(self) -> list[_Slot]:
+        return [slot for slot in self._in_use() if slot is not self._current]
+
+    async def _settle(self, threads: Threads) -> None:
+        """Make all that stands in full segments safe by itself, and let them go."""
+        slots = self._full()
+        last = max((slot.segment for slot in slots), default=0)
+        while any(segment <= last for segment in self._writes.values()):
+            await self._changed.wait()
+        try:
+            await threads.run_one(functools.partial(self._disk.sync_file_system, self._root))
+        except OSError as error:
+            logger.error("the file system of %s cannot be synced, and is tried again: %s", self._root, error)
+            await trio.sleep(RETRY_S)
+            return
+        self._settled += 1
+        if self._mark is not None:
+            tracks = [(file.relay, file.epoch) for file in self._open]
+            await self._mark([(track.name, epoch) for track, epoch in tracks if 0 < track.segment <= last])
+        for slot in slots:
+            slot.segment = 0
+        self._wake()
+
+    async def close(self) -> None:
+        """Settle all and remove the log. Every file is closed, or left as a crash would leave it."""
+        with open_threads("perdure settle", 1) as threads:
+            await threads.run_one(self._remove)
+
+    def _remove(self) -> None:
+        slots = [*self._slots, *self._abandoned]
+        if not slots:
+            return
+        self._disk.sync_file_system(self._root)
+        for slot in self._slots:
+            if slot.descriptor >= 0:
+                os.close(slot.descriptor)
+                slot.descriptor = -1
+        for slot in slots:
+            slot.path.unlink(missing_ok=True)
+        self._disk.sync_directory(self._folder)
+
+    def statistics(self) -> RelayStatistics:
+        """Return the counters."""
+        return RelayStatistics(
+            batches=self._batches, bytes=self._bytes, segments=len(self._in_use()), settled=self._settled,
+            direct=self._direct,
+        )  # fmt: skip
+
+
+def _entry(
+    kind: int, file: InstanceFile, track: Track, *, found: Commits | None = None, number: int = 0
+) -> Entry:
+    entry = Entry(kind=kind, name=track.name, incarnation=track.incarnation, epoch=file.epoch, number=number)
+    if found is not None:
+        entry.page_bytes, entry.file_pages, entry.images = found.page_bytes, found.file_pages, found.images
+        if track.born:
+            entry.born, entry.number = True, zlib.crc32(files.template())
+    return entry
+
+
+def _size(entry: Entry) -> int:
+    """Return no less than what an entry takes."""
+    return ENTRY.size + 4 * len(entry.name) + len(entry.images) * (entry.page_bytes + 4)
+
+
+def _write_at(descriptor: int, data: bytes, at: int) -> None:
+    left = memoryview(data)
+    while left:
+        written = os.pwrite(descriptor, left, at)
+        left, at = left[written:], at + written

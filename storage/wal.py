@@ -1,0 +1,113 @@
+"""Reads commits back from a `-wal` file, through a descriptor of our own, which is harmless to SQLite.
+
+The layout is SQLite's: https://www.sqlite.org/fileformat2.html#walformat. Used by the relay log alone.
+
+Invariants:
+    What is returned ends with a commit: frames of a transaction under way are never taken.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from typing import Final
+
+HEADER_BYTES: Final = 32
+FRAME: Final = struct.Struct(">II8s")
+"""Page number, pages of the file after a commit (0 in other frames), the WAL's two salts."""
+FRAME_HEADER_BYTES: Final = 24
+FIRST_READ_BYTES: Final = 16 * 1024
+MORE_BYTES: Final = 256 * 1024
+
+
+class WalTooLong(Exception):  # noqa: N818 - it says what is the case, and is no failure
+    """There is more to read than was asked for."""
+
+
+class Commits:
+    """What was read: the last image of each page, the file's length, and where reading goes on."""
+
+    __slots__ = ("end", "file_pages", "images", "page_bytes", "salts")
+
+    def __init__(self, page_bytes: int, salts: bytes, end: int) -> None:
+        self.page_bytes = page_bytes
+        self.salts = salts
+        self.end = end
+        self.file_pages = 0
+        self.images: dict[int, bytes] = {}
+
+
+def read_commits(
+    descriptor: int, *, after: int, salts: bytes | None, commits: int | None, bytes_max: int
+) -> tuple[Commits, bool]:
+    """Return what was committed behind byte `after`, and whether there is more than was expected.
+
+    `salts` and `after` are of an earlier reading; where the WAL has started over since, or `salts` is
+    None, it is read from its beginning. After `commits` transactions, where that is given, reading stops.
+    Raises `WalTooLong` where the frames take more than `bytes_max`, and `OSError`.
+    """
+    head = os.pread(descriptor, HEADER_BYTES, 0)
+    if len(head) < HEADER_BYTES:
+        return Commits(0, b"", HEADER_BYTES), False
+    now = head[16:24]
+    if now != salts:
+        after = HEADER_BYTES
+    page_bytes = int.from_bytes(head[8:12], "big")
+    found = Commits(page_bytes, now, after)
+    frame_bytes = FRAME_HEADER_BYTES + page_bytes
+    data = os.pread(descriptor, FIRST_READ_BYTES, after)
+    at, seen = 0, 0
+    pending: list[tuple[int, int]] = []
+    while True:
+        if at + frame_bytes > len(data):
+            if at > bytes_max:
+                raise WalTooLong
+            more = os.pread(descriptor, MORE_BYTES, after + len(data))
+            if not more:
+                return found, False
+            data += more
+            continue
+        page, file_pages, frame_salts = FRAME.unpack_from(data, at)
+        if frame_salts != now:
+            return found, False
+        if seen == commits:
+            return found, True
+        at += frame_bytes
+        pending.append((page, at))
+        if file_pages:
+            for number, end in pending:
+                found.images[number] = data[end - page_bytes : end]
+            pending.clear()
+            found.file_pages, found.end = file_pages, after + at
+            seen += 1
+
+
+def last_commit_is_whole(descriptor: int, end: int, page_bytes: int) -> bool:
+    """Whether the checksums of the transaction that ends at byte `end` fit those before it.
+
+    A process that was killed while it committed leaves a frame that looks like a commit and is none.
+    """
+    order = ">" if os.pread(descriptor, 4, 0)[3] & 1 else "<"
+    frame_bytes = FRAME_HEADER_BYTES + page_bytes
+    start = end - frame_bytes
+    while start > HEADER_BYTES:
+        _, file_pages, _ = FRAME.unpack(os.pread(descriptor, FRAME.size, start - frame_bytes))
+        if file_pages:
+            break
+        start -= frame_bytes
+    before = 24 if start == HEADER_BYTES else start - frame_bytes + 16
+    one, two = struct.unpack(">II", os.pread(descriptor, 8, before))
+    data = os.pread(descriptor, end - start, start)
+    for at in range(0, len(data), frame_bytes):
+        one, two = _checksum(data[at : at + 8], order, one, two)
+        one, two = _checksum(data[at + FRAME_HEADER_BYTES : at + frame_bytes], order, one, two)
+        if struct.unpack_from(">II", data, at + 16) != (one, two):
+            return False
+    return True
+
+
+def _checksum(data: bytes, order: str, one: int, two: int) -> tuple[int, int]:
+    for a, b in struct.iter_unpack(f"{order}II", data):
+        one = (one + a + two) & 0xFFFFFFFF
+        two = (two + b + one) & 0xFFFFFFFF
+    return one, two
