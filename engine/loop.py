@@ -256,16 +256,16 @@ class GameLoop:
 
     async def _claim_one(self, key: Key, *, visits: bool) -> Life | None:
         """Claim and start one instance, or return None where it is claimed already."""
+        life: Life | None = None
         with trio.CancelScope(shield=True):  # what is claimed has to be begun, or nobody ever does
             row = await self.writer.write(lambda catalog: catalog.claim(key, self.worker))
-            if row is None:
-                return None
-            if self.closing:
-                await self._give_back([row])
-            life = self.begin(row)
-            if visits:
-                life.moves_later = self._later(row)
-            return life
+            if row is not None:
+                if self.closing:
+                    await self._give_back([row])
+                life = self.begin(row)
+                if visits:
+                    life.moves_later = self._later(row)
+        return life
 
     def _later(self, row: CatalogRow) -> Deadline:
         """Return since when an instance for which there is no room waits: it keeps its place among others."""

@@ -63,6 +63,9 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     warm_max: int = 2_000
     """Instances kept in memory with their file open: three descriptors each."""
 
+    visits_max: int = 100
+    """Instances that are in memory beyond `warm_max` only to take a command: so senders slow down."""
+
     idle_grace_s: float = 5.0
     """A parked instance hibernates after this long without a wake-up."""
 
