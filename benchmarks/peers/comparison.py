@@ -19,6 +19,7 @@ import msgspec
 from perdure.benchmarks.harness import Say, median
 from perdure.benchmarks.peers.dbos_adapter import Dbos
 from perdure.benchmarks.peers.recorded import RECORDED, SOURCE
+from perdure.benchmarks.peers.restate_adapter import Restate
 from perdure.benchmarks.results import Found, Measure, PeerFigure, Size
 
 HERE: Final = "measured here"
@@ -106,4 +107,4 @@ def recorded(measure: Measure) -> list[PeerFigure]:
 
 def adapters(python: str) -> list[Adapter]:
     """Return all adapters; the peers are looked for in the environment of that interpreter."""
-    return [Dbos(python, wal=False), Dbos(python, wal=True)]
+    return [Dbos(python, wal=False), Dbos(python, wal=True), Restate(python)]

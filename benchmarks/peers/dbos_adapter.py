@@ -8,9 +8,6 @@ runs the workflows, as an application sees it.
 
 from __future__ import annotations
 
-import functools
-import json
-import os
 import signal
 import sqlite3
 import subprocess
@@ -20,10 +17,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from perdure.benchmarks.harness import WorkNotDoneError
+from perdure.benchmarks.peers import program
 from perdure.benchmarks.results import Size
 
 PROGRAM: Final = Path(__file__).with_name("dbos_program.py")
-SECONDS_MAX: Final = 400
 KEYS: Final[dict[str, tuple[str, ...]]] = {
     "chain": ("chain/full",),
     "short": ("short/full",),
@@ -65,7 +62,7 @@ class Dbos:
 
     def missing(self) -> str | None:
         """Return what to install, or None where it is there."""
-        return None if is_installed(self._python) else "not installed: pip install dbos"
+        return None if program.has_modules(self._python, "dbos") else "not installed: pip install dbos"
 
     def keys(self, benchmark: str) -> Sequence[str]:
         """Return the keys of the measures that it has a counterpart for."""
@@ -93,15 +90,7 @@ class Dbos:
         return {key: float(found[key]) for key in KEYS[benchmark]}
 
     def _run(self, work: str, file: Path, count: int, sleep_s: float) -> dict[str, Any]:
-        done = subprocess.run(
-            self._command(work, file, count, sleep_s),
-            capture_output=True, text=True, timeout=SECONDS_MAX, check=False, cwd=file.parent,
-        )  # fmt: skip
-        lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-        if done.returncode or not lines:
-            raise WorkNotDoneError((done.stderr.strip().splitlines() or ["it printed nothing"])[-1])
-        found: dict[str, Any] = json.loads(lines[-1])
-        return found
+        return program.run(self._command(work, file, count, sleep_s), file.parent)
 
     def _command(self, work: str, file: Path, count: int, sleep_s: float = 0.0) -> list[str]:
         return [self._python, str(PROGRAM), work, str(file), str(count), str(sleep_s)]
@@ -142,11 +131,3 @@ def switch_to_wal(file: Path) -> None:
     connection.execute("CREATE TABLE made (one INTEGER)")
     connection.execute("DROP TABLE made")
     connection.close()
-
-
-@functools.cache
-def is_installed(python: str) -> bool:
-    """Whether that interpreter finds DBOS."""
-    code = "import importlib.util, sys; sys.exit(importlib.util.find_spec('dbos') is None)"
-    done = subprocess.run([python, "-c", code], capture_output=True, check=False, env={**os.environ})
-    return done.returncode == 0

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from perdure.benchmarks.peers import dbos_adapter
+from perdure.benchmarks import suite
+from perdure.benchmarks.harness import WorkNotDoneError
+from perdure.benchmarks.peers import dbos_adapter, program, restate_adapter
 from perdure.benchmarks.peers.comparison import HERE, Peers, adapters
 from perdure.benchmarks.peers.recorded import RECORDED, SOURCE
 from perdure.benchmarks.results import Found, Measure, PeerFigure
@@ -81,25 +84,37 @@ def test_figures_on_record_stand_with_their_date() -> None:
 
 def test_every_key_of_an_adapter_is_on_record_or_known() -> None:
     on_record = {key for each in RECORDED for key in each.figures}
-    asked = {key for keys in dbos_adapter.KEYS.values() for key in keys}
+    every = (*dbos_adapter.KEYS.values(), *restate_adapter.KEYS.values())
+    asked = {key for keys in every for key in keys}
 
     assert {"sleepers/p50"} == asked - on_record
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("benchmark", sorted(dbos_adapter.KEYS))
-def test_dbos_does_the_work_where_it_is_installed(benchmark: str, tmp_path: Path) -> None:
-    for adapter in adapters(sys.executable):
-        if adapter.missing():
-            pytest.skip("DBOS is not installed here")
-        folder = tmp_path / adapter.peer.replace(", ", "-")
+@pytest.mark.parametrize("benchmark", list(suite.BENCHMARKS))
+def test_a_peer_does_the_work_where_it_is_installed(benchmark: str, tmp_path: Path) -> None:
+    installed = [each for each in adapters(sys.executable) if not each.missing() and each.keys(benchmark)]
+    if not installed:
+        pytest.skip("no peer with this benchmark is installed here")
+    for number, adapter in enumerate(installed):
+        folder = tmp_path / f"{number}"
         folder.mkdir()
 
-        assert set(adapter.keys(benchmark)) == set(adapter.measure(benchmark, "tiny", folder))
+        assert set(adapter.keys(benchmark)) <= set(adapter.measure(benchmark, "tiny", folder))
 
 
-def test_an_interpreter_without_dbos_is_told_so() -> None:
-    if dbos_adapter.is_installed(sys.executable):
-        pytest.skip("DBOS is installed here")
+def test_an_interpreter_without_a_peer_is_told_so(tmp_path: Path) -> None:
+    told = {each.peer: each.missing() for each in adapters(str(tmp_path / "no-python"))}
 
-    assert "not installed: pip install dbos" == adapters(sys.executable)[0].missing()
+    assert "not installed: pip install dbos" == told["DBOS"]
+    assert "not installed: pip install restate-sdk hypercorn" in str(told["Restate"])
+
+
+def test_a_program_that_fails_is_told_by_its_last_words(tmp_path: Path) -> None:
+    with pytest.raises(WorkNotDoneError, match="the disk is gone"):
+        program.run([sys.executable, "-c", "raise SystemExit('the disk is gone')"], tmp_path)
+
+
+@pytest.mark.parametrize("name", ["dbos_program", "restate_program"])
+def test_a_peers_program_can_be_imported_without_the_peer(name: str) -> None:
+    assert importlib.import_module(f"perdure.benchmarks.peers.{name}").MEASURES
