@@ -89,7 +89,7 @@ def _check(app: App, name: str, line: BatchLine, number: int) -> None:
     try:
         stored_params(app, name, msgspec.json.decode(line.params))
     except InvalidArgumentError as error:
-        error.args = (f"--batch: line {number}: {error}; nothing was created",)
+        error.args = (f"--batch: line {number}: {str(error).rstrip('.')}; nothing was created",)
         raise
 
 

@@ -80,7 +80,8 @@ async def _prepared(
         try:
             newborn = _newborn(access, definition, entry, None if token is None else f"{token}-{number}")
         except InvalidArgumentError as error:
-            error.args = (f"entry {number} of the batch{_named(entry)}: {error}. Nothing was created",)
+            told = f"entry {number} of the batch{_named(entry)}: {error}".rstrip(".")
+            error.args = (f"{told}; nothing was created",)
             raise
         newborns.setdefault(newborn.birth.id, newborn)
     return list(newborns.values())

@@ -67,7 +67,7 @@ async def test_one_invalid_entry_refuses_all(runtime: Runtime, entry: Any, told:
     with pytest.raises(perdure.InvalidArgumentError, match=told) as refused:
         await runtime.create_batch(Double, [{"params": 1}, {"params": 2}, entry, {"params": 3}])
 
-    assert str(refused.value).endswith("Nothing was created")
+    assert str(refused.value).endswith("nothing was created")
     assert [] == runtime.rows()
 
 
