@@ -76,7 +76,7 @@ def serve(
 
     \b
     perdure serve agents.py --workers 4
-    kill -HUP $(pgrep -f 'perdure serve')      new code, without a pause
+    kill -HUP 4711        the process that `ready` named: new code, without a pause
     """
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(message)s"
