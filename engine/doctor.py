@@ -34,6 +34,7 @@ from perdure.storage.catalog import Catalog, WorkerRow, open_catalog
 from perdure.storage.disk import Disk
 from perdure.storage.locks import FolderLock, network_file_system
 from perdure.storage.records import CatalogRow
+from perdure.storage.redo import segments
 from perdure.storage.survey import catalog_fault, instance_paths, leftovers, look_at, sqlite_facts
 
 if sys.platform != "win32":
@@ -216,6 +217,13 @@ def _at_rest(folder: StateFolder, files_max: int) -> Iterator[Finding]:
         )
     else:
         yield from _rows(folder, owned=False)
+    logs = segments(folder.relay)
+    if logs:
+        yield _finding(
+            "state", "relay log", "note", f"{len(logs)} segments left by a process that died",
+            "the next start brings the files up to it; until then they may look older than they are",
+            segments=len(logs),
+        )  # fmt: skip
     yield from _files(folder, files_max)
 
 

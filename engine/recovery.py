@@ -10,7 +10,6 @@ Invariants:
 from __future__ import annotations
 
 import os
-from functools import partial
 from pathlib import Path
 
 import trio
@@ -18,7 +17,7 @@ import trio
 from perdure.actors.host import Clock, deadline_in
 from perdure.engine.app import App
 from perdure.engine.folder import StateFolder
-from perdure.storage.catalog import Catalog, WorkerRow
+from perdure.storage.catalog import Catalog
 from perdure.storage.check import check_after_machine_death, remove_unless_whole
 from perdure.storage.disk import Disk
 from perdure.storage.records import CatalogRow, Durability, Key
@@ -37,10 +36,7 @@ async def register(
 ) -> int:
     """Record this process as the owner of the folder and return its number."""
     last = catalog.last_worker()
-    settling = partial(
-        _settle_logs, folder, boot=clock.boot, durability=durability, catalog=catalog, last=last, disk=disk
-    )
-    await trio.to_thread.run_sync(settling)
+    await trio.to_thread.run_sync(settle_logs, folder, clock.boot, catalog, disk)
     if last is not None and last.boot != clock.boot:
         await writer.write(lambda catalog: catalog.rebooted(clock.boot))
         if last.durability == "process" and last.stopped_at_ms is None:
@@ -48,7 +44,7 @@ async def register(
             await trio.to_thread.run_sync(check_after_machine_death, paths)
     if last is not None and last.durability == "process" and durability == "full":
         # Nothing that was written then has been synced, and this process will acknowledge what rests on it.
-        await trio.to_thread.run_sync(os.sync)
+        await trio.to_thread.run_sync(disk.sync_everything, folder.root)
     return await writer.write(
         lambda catalog: catalog.add_worker(
             pid=os.getpid(), boot=clock.boot, at_ms=clock.wall_ms(), doorbell=str(folder.doorbell),
@@ -57,30 +53,25 @@ async def register(
     )  # fmt: skip
 
 
-def _settle_logs(
-    folder: StateFolder,
-    *,
-    boot: int,
-    durability: Durability,
-    catalog: Catalog,
-    last: WorkerRow | None,
-    disk: Disk,
-) -> None:
-    """Bring the files to what relay logs say, or make safe what processes of this boot wrote."""
+def settle_logs(folder: StateFolder, boot: int, catalog: Catalog | None, disk: Disk) -> None:
+    """Bring the files to what relay logs say that their processes left, and remove the logs.
+
+    Whoever has taken the folder's lock does this before reading any file. Without a catalog the logs
+    are believed. Runs off the loop.
+    """
     found = segments(folder.relay)
 
     def locate(name: str, incarnation: int) -> tuple[Path, int] | None:
         key = Key(*name.split("/", 1))
-        safe_epoch = catalog.safe_epoch(key, incarnation)
+        safe_epoch = 0 if catalog is None else catalog.safe_epoch(key, incarnation)
         return None if safe_epoch is None else (folder.instance(key), safe_epoch)
 
     if any(segment.boot != boot for _, segment in found):
         redo(folder.relay, folder.root, disk, boot=boot, locate=locate)
     elif found:
         settle(folder.relay, folder.root, disk)
-    elif last is not None and last.durability != durability and disk.syncs_file_systems:
-        disk.sync_file_system(folder.root)
-    if last is not None and last.boot != boot and last.durability == "full":
+    last = None if catalog is None else catalog.last_worker()
+    if catalog is not None and last is not None and last.boot != boot and last.durability == "full":
         for row in catalog.opened():
             if row.birth is not None:
                 remove_unless_whole(folder.instance(row.key))

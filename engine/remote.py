@@ -34,6 +34,7 @@ from perdure.engine.clock import SystemClock
 from perdure.engine.folder import StateFolder
 from perdure.engine.inbox import BatchBody, BatchLine, CreateBody, EventBody, ring
 from perdure.engine.opening import open_runtime
+from perdure.engine.recovery import settle_logs
 from perdure.engine.status import InstanceStatus, status_at_rest
 from perdure.errors import (
     AmbiguousInstanceError,
@@ -46,6 +47,7 @@ from perdure.errors import (
 from perdure.limits import Limits
 from perdure.storage.catalog import Catalog, open_catalog
 from perdure.storage.codec import Codec
+from perdure.storage.disk import Disk
 from perdure.storage.locks import FolderLock
 from perdure.storage.names import check_event_type, check_instance_id
 from perdure.storage.peek import bring_to_rest
@@ -399,13 +401,23 @@ class Remote:
             )
         return row
 
+    def _hold(self) -> FolderLock:
+        """Take the folder's lock, and bring its files to what a dead owner's log says. Runs off the loop."""
+        lock = FolderLock.acquire(self.folder.lock)
+        try:
+            settle_logs(self.folder, self._clock.boot, self._catalog, Disk())
+        except BaseException:
+            lock.release()
+            raise
+        return lock
+
     async def _hold_or_sync(self, key: Key) -> tuple[FolderLock | None, str | None]:
         """Take the folder's lock, or have its owner sync the instance and say where it stands."""
         with trio.move_on_after(REPLY_TIMEOUT_S):
             while True:
                 if self.owner() is None:
                     with contextlib.suppress(StateLockedError):
-                        return FolderLock.acquire(self.folder.lock), None
+                        return await trio.to_thread.run_sync(self._hold), None
                 reply = await self._reply(await self._post(key, "sync", None, None, uuid.uuid4().hex))
                 if reply is not None:
                     return None, _value(reply)

@@ -13,6 +13,7 @@ Invariants:
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Final, Literal
@@ -22,9 +23,11 @@ from msgspec.structs import replace
 
 from perdure.engine.clock import SystemClock
 from perdure.engine.folder import StateFolder
+from perdure.engine.recovery import settle_logs
 from perdure.engine.timers import WaitingClock
 from perdure.errors import StateUnusableError
 from perdure.storage.catalog import Catalog, open_catalog
+from perdure.storage.disk import Disk
 from perdure.storage.locks import FolderLock
 from perdure.storage.peek import bring_to_rest
 from perdure.storage.records import FINISHED, CatalogRow, InstanceState, Key, Status
@@ -144,6 +147,8 @@ class _Repair:
         why = catalog_fault(self._folder.catalog)
         condition: Condition = "intact" if why is None else "missing" if why == "missing" else "damaged"
         queue = self._read_rows(condition)
+        if not self._dry_run:
+            self._settle_logs(condition)
         paths = instance_paths(self._folder.root)
         for path in paths:
             if not self._dry_run:
@@ -158,6 +163,14 @@ class _Repair:
             damaged=self._damaged, left_alone=self._left_alone,
             lost=[] if condition == "intact" else list(NOT_IN_FILES),
         )  # fmt: skip
+
+    def _settle_logs(self, condition: Condition) -> None:
+        """Bring the files to what a dead owner's relay log says, before any is looked at."""
+        if condition != "intact":
+            settle_logs(self._folder, self._clock.boot, None, Disk())
+            return
+        with contextlib.closing(Catalog(open_catalog(self._folder.catalog, checkpointer=True))) as catalog:
+            settle_logs(self._folder, self._clock.boot, catalog, Disk())
 
     # -- what the catalog says -------------------------------------------------------------
 

@@ -86,6 +86,13 @@ class Disk:
         finally:
             os.close(descriptor)
 
+    def sync_everything(self, path: Path) -> None:
+        """As `sync_file_system`, by way of all file systems where one cannot be synced."""
+        if self.syncs_file_systems:
+            self.sync_file_system(path)
+        else:
+            os.sync()
+
     def write_new(self, path: Path, data: bytes, *, durable: bool) -> None:
         """Make the file `path`, which must not exist, with `data` in it, whole or not at all.
 
