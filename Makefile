@@ -13,7 +13,7 @@ pip := $(bin)/python -m pip install -qq --disable-pip-version-check
 made := $(VENV)/.made-by-$(notdir $(PYTHON))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos check lint types mypy pyright floors format cover wheel wheel-test bench clean
+.PHONY: help demo test chaos powerloss check lint types mypy pyright floors format cover wheel wheel-test bench clean
 
 help:  ## what can be made
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -28,6 +28,11 @@ test: $(VENV)/.test  ## the test suite
 chaos: $(VENV)/.test  ## 200 kills at random instants in each mode, and 200 in the middle of each job
 	@PERDURE_CHAOS_KILLS=$${PERDURE_CHAOS_KILLS:-200} $(bin)/pytest tests/durability/test_chaos.py \
 	tests/durability/test_strikes.py -s -o faulthandler_timeout=1800 $(ARGS)
+
+# PERDURE_POWERLOSS_SEED=n repeats a campaign; the suite runs the same tests with a few crashes.
+powerloss: $(VENV)/.test  ## 400 power failures for each kind of work, and 200 in the middle of a recovery
+	@PERDURE_POWERLOSS_CRASHES=$${PERDURE_POWERLOSS_CRASHES:-400} $(bin)/pytest \
+	tests/durability/test_power_loss.py -o faulthandler_timeout=1800 $(ARGS)
 
 check: lint types floors  ## lint, types and floors
 
