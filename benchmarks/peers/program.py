@@ -35,9 +35,7 @@ def run(command: list[str], folder: Path) -> dict[str, Any]:
 @functools.cache
 def has_modules(python: str, *modules: str) -> bool:
     """Whether an interpreter finds all these modules."""
-    code = (
-        f"import importlib.util, sys; sys.exit(any(importlib.util.find_spec(m) is None for m in {modules!r}))"
-    )
+    code = f"import importlib.util, sys; sys.exit(None in map(importlib.util.find_spec, {modules!r}))"
     try:
         return subprocess.run([python, "-c", code], capture_output=True, check=False).returncode == 0
     except OSError:  # there is no such interpreter

@@ -1,10 +1,10 @@
-"""The work of the benchmarks, done by Restate: a program for an environment that has its SDK, and not Perdure.
+"""The work of the benchmarks, done by Restate: a program for an environment that has its SDK.
 
     python restate_program.py WORK FOLDER COUNT
 
 Starts restate-server (`$RESTATE_SERVER`, or the one on PATH) with its own defaults over the folder, and this
-file as the service, by hypercorn; both on the loopback. What is timed is timed by a client outside, as Restate is
-used. Prints one line of JSON: figures by the key of the measure they are compared with.
+file as the service, by hypercorn; both on the loopback. What is timed is timed by a client outside, as
+Restate is used. Prints one line of JSON: figures by the key of the measure they are compared with.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ async def blob(number: int) -> str:
 
 async def noted(number: int) -> dict[str, Any]:
     """Append the step's number and time to a file."""
-    with open(os.environ["BENCH_TRACE"], "a", encoding="ascii") as file:  # noqa: ASYNC230, PTH123 - as short
+    with open(os.environ["BENCH_TRACE"], "a", encoding="ascii") as file:  # noqa: ASYNC230, PTH123 - in a program of one file
         file.write(f"{number} {time.time()}\n")
     return {"i": number}
 
@@ -92,11 +92,12 @@ class Stack:
         """Start both, and return when both listen."""
         node, ingress, admin, service = self.ports
         config = f"{self.folder}/restate.toml"
-        with open(config, "w", encoding="ascii") as file:  # noqa: PTH123 - likewise
+        with open(config, "w", encoding="ascii") as file:  # noqa: PTH123 - in a program of one file
             file.write(
                 f'bind-address = "127.0.0.1:{node}"\nadvertised-address = "http://127.0.0.1:{node}/"\n'
                 f'listen-mode = "tcp"\nlog-filter = "warn"\ndisable-telemetry = true\n'
-                f'[ingress]\nbind-address = "127.0.0.1:{ingress}"\n[admin]\nbind-address = "127.0.0.1:{admin}"\n'
+                f'[ingress]\nbind-address = "127.0.0.1:{ingress}"\n'
+                f'[admin]\nbind-address = "127.0.0.1:{admin}"\n'
             )
         server = os.environ.get("RESTATE_SERVER", "restate-server")
         data = f"{self.folder}/data"
@@ -245,7 +246,7 @@ def measure_recover(stack: Stack, count: int) -> dict[str, float]:
 def trace(stack: Stack) -> list[tuple[int, float]]:
     """Return number and time of each step that left its line."""
     try:
-        with open(f"{stack.folder}/trace", encoding="ascii") as file:  # noqa: PTH123 - likewise
+        with open(f"{stack.folder}/trace", encoding="ascii") as file:  # noqa: PTH123 - in a program of one file
             lines = [line.split() for line in file if line.endswith("\n")]
     except FileNotFoundError:
         return []
