@@ -196,7 +196,7 @@ class Life:
             create_file(path, disk=owner.disk, durable=owner.durability == "full" and owner.relay is None)
         except OSError as error:
             raise storage_error(error, path) from error
-        return open_file(path, disk=owner.disk, durability=owner.durability), True
+        return open_file(path, disk=owner.disk, durability=owner.durability, is_new=True), True
 
     async def _advance(self) -> Outcome:
         """Advance until the outcome stands and no command has come in the meantime."""

@@ -169,6 +169,7 @@ class InstanceFile:
         "failure",
         "generation",
         "guard",
+        "is_new",
         "leftover",
         "newborn",
         "owner",
@@ -191,6 +192,7 @@ class InstanceFile:
         self.bytes_since_checkpoint = 0
         self.failure: Exception | None = None
         self.directory_synced = False
+        self.is_new = False  # whether it was made a moment ago, so that nothing can be in it
         self.newborn: InstanceState | None = None  # all that it holds, until its first commit
         self.leftover = False  # whether a WAL was there already: its owner before was killed
         self.relay: Any = None  # the relay log's: how far its commits are logged
@@ -371,9 +373,10 @@ class InstanceFile:
             self._wal = None
 
 
-def open_file(path: Path, *, disk: Disk, durability: Durability) -> InstanceFile:
+def open_file(path: Path, *, disk: Disk, durability: Durability, is_new: bool = False) -> InstanceFile:
     """Open an existing instance file for writing, migrating it where it is of an older version.
 
+    `is_new` says that the caller has just made it: only then may it be taken as empty unread.
     Raises `StateVersionError` for a file of a newer Perdure and `InstanceDamagedError` for
     one that is missing, not ours, or unreadable. Nothing is changed then.
     """
@@ -387,7 +390,8 @@ def open_file(path: Path, *, disk: Disk, durability: Durability) -> InstanceFile
         connection = sqlite3.connect(
             path, isolation_level=None, check_same_thread=False, cached_statements=128, timeout=BUSY_MS / 1000
         )
-        _check_header(connection, path)
+        if not is_new:
+            _check_header(connection, path)
         for pragma in OPENING:
             connection.execute(pragma)
     except sqlite3.DatabaseError as error:
@@ -405,6 +409,7 @@ def open_file(path: Path, *, disk: Disk, durability: Durability) -> InstanceFile
         raise
     file = InstanceFile(path, connection, disk=disk, durability=durability)
     file.leftover = leftover
+    file.is_new = is_new
     return file
 
 

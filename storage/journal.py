@@ -27,12 +27,11 @@ SCAN: Final = """
         started_at, attempt_at, attempt_commit, wake_at, wake_boot, boot, config, detail
     FROM _perdure_steps WHERE superseded IS NULL AND seq > ? ORDER BY seq"""
 WAITING: Final = SCAN.replace("seq > ?", "status = 'waiting'")
-LAST: Final = "SELECT coalesce(max(seq), 0) FROM _perdure_steps"
-COMMITS: Final = """
-    SELECT max(
-        (SELECT coalesce(max(max(started_commit, coalesce(attempt_commit, 0), coalesce(ended_commit, 0))), 0)
-            FROM _perdure_steps),
-        (SELECT coalesce(max(max(started_commit, coalesce(ended_commit, 0))), 0) FROM _perdure_attempts))"""
+LAST: Final = """
+    SELECT coalesce(max(seq), 0),
+        max(coalesce(max(max(started_commit, coalesce(attempt_commit, 0), coalesce(ended_commit, 0))), 0),
+            (SELECT coalesce(max(max(started_commit, coalesce(ended_commit, 0))), 0) FROM _perdure_attempts))
+    FROM _perdure_steps"""
 START: Final = """
     INSERT INTO _perdure_steps (seq, kind, name, count, status, attempt, counted, input, input_digest,
         started_at, attempt_at, config, detail, sensitive, started_commit, attempt_commit)
@@ -134,8 +133,10 @@ class Journal:
         self._gate = gate
         self._recorded: dict[Identity, Step] = {}
         self._finished_left = 0
-        ((self._seq,),) = file.fetch(LAST)
-        file.stamp = max(file.stamp, file.fetch(COMMITS)[0][0] + 1)
+        self._seq = 0
+        if file.newborn is None:
+            ((self._seq, last_commit),) = file.fetch(LAST)
+            file.stamp = max(file.stamp, last_commit + 1)
         self.progress = 0
 
     # -- reading ---------------------------------------------------------------------------
@@ -144,7 +145,7 @@ class Journal:
         """Read all steps in one scan; what was taken before can be taken again."""
         self._recorded.clear()
         self._finished_left = 0
-        for row in self._file.fetch(SCAN, (0,)):
+        for row in self._file.fetch(SCAN, (0,)) if self._seq else ():
             step = _step(row)
             self._recorded[step.kind, step.name, step.count] = step
             self._finished_left += step.finished

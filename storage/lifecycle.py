@@ -1,6 +1,6 @@
-"""The instance's own row: what it is, where it stands, how it ended, who commanded it.
+"""The instance's own row: what it is, where it stands, how it ended.
 
-The only module that touches the instance and command tables.
+The only module that touches the instance table. Commands stand in the mailbox.
 
 Invariants:
     There is exactly one row, written when the file is born and never deleted.
@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from perdure.errors import InstanceDamagedError
 from perdure.storage.files import InstanceFile
 from perdure.storage.gate import Gate
+from perdure.storage.mail import add_command, is_known
 from perdure.storage.records import Birth, Deadline, InstanceState, Status, Stored
 from perdure.storage.values import get_value, put_value
 
@@ -27,11 +28,9 @@ BORN: Final = """
 READ: Final = """
     SELECT workflow, id, incarnation, epoch, version, status, reason, params, params_ref, output,
         output_ref, error, created_at, started_at, ended_at, wake_at, paused_at, paused_boot,
-        paused_boot_id, replays, parent, tags, timeout_at, timeout_boot, timeout_boot_id
+        paused_boot_id, replays, parent, tags, timeout_at, timeout_boot, timeout_boot_id,
+        max(created_commit, coalesce(started_commit, 0), coalesce(ended_commit, 0))
     FROM _perdure_instance"""
-COMMITS: Final = """
-    SELECT max(max(created_commit, coalesce(started_commit, 0), coalesce(ended_commit, 0)),
-        (SELECT coalesce(max(commit_no), 0) FROM _perdure_commands)) FROM _perdure_instance"""
 OWN: Final = "UPDATE _perdure_instance SET epoch = ?"
 STARTED: Final = """
     UPDATE _perdure_instance SET status = 'running', reason = NULL, started_at = ?, started_commit = ?
@@ -43,9 +42,6 @@ STATUS: Final = """
 ENDED: Final = """
     UPDATE _perdure_instance SET status = ?, reason = ?, output = ?, output_ref = ?, output_bytes = ?,
         error = ?, ended_at = ?, ended_commit = ?, wake_at = NULL, paused_at = NULL"""
-COMMAND: Final = """
-    INSERT INTO _perdure_commands (at, command, actor, detail, token, commit_no) VALUES (?, ?, ?, ?, ?, ?)"""
-KNOWN: Final = "SELECT 1 FROM _perdure_commands WHERE token = ?"
 
 
 class Lifecycle:
@@ -54,9 +50,12 @@ class Lifecycle:
     def __init__(self, file: InstanceFile, gate: Gate) -> None:
         self._file = file
         self._gate = gate
-        self.state = read_state(file)
+        if file.newborn is not None:
+            self.state = file.newborn
+            return
+        self.state, last_commit = _read(file)
         file.epoch = self.state.epoch
-        file.stamp = max(file.stamp, file.fetch(COMMITS)[0][0] + 1)
+        file.stamp = max(file.stamp, last_commit + 1)
 
     def own(self, epoch: int) -> None:
         """Take the file over as its owner of `epoch`; an older owner's writes are refused from then on."""
@@ -123,16 +122,19 @@ class Lifecycle:
         if token is not None and self.knows(token):
             return False
         self._gate.touch(self._file)
-        self._file.execute(COMMAND, (at_ms, command, actor, detail, token, self._file.stamp))
+        add_command(self._file, command, at_ms=at_ms, actor=actor, token=token, detail=detail)
         return True
 
     def knows(self, token: str) -> bool:
         """Whether the command with this token was carried out."""
-        return bool(self._file.fetch(KNOWN, (token,)))
+        return is_known(self._file, token)
 
 
 def bear(file: InstanceFile, gate: Gate, birth: Birth, params: Stored | None, *, epoch: int) -> None:
-    """Write the instance's own row into its new, empty file."""
+    """Write the instance's own row into its file; the readers of a new one need no query then.
+
+    A file that has no row yet is not always empty: one that was not just made is read all the same.
+    """
     file.epoch = epoch
     gate.touch(file)
     inline, reference, _ = put_value(file, params)
@@ -153,6 +155,29 @@ def bear(file: InstanceFile, gate: Gate, birth: Birth, params: Stored | None, *,
             file.stamp,
         ),
     )
+    if not file.is_new:
+        return
+    file.newborn = InstanceState(
+        workflow=birth.workflow,
+        id=birth.id,
+        incarnation=birth.incarnation,
+        epoch=epoch,
+        version=birth.version,
+        status="queued",
+        reason=None,
+        params=params,
+        output=None,
+        error=None,
+        created_at_ms=birth.created_at_ms,
+        started_at_ms=None,
+        ended_at_ms=None,
+        wake_at_ms=None,
+        paused=None,
+        replays=0,
+        parent=birth.parent,
+        tags=birth.tags,
+        timeout=birth.timeout,
+    )
 
 
 def is_born(file: InstanceFile) -> bool:
@@ -162,6 +187,11 @@ def is_born(file: InstanceFile) -> bool:
 
 def read_state(file: InstanceFile) -> InstanceState:
     """Return the instance's own row. Raises `InstanceDamagedError`."""
+    return _read(file)[0]
+
+
+def _read(file: InstanceFile) -> tuple[InstanceState, int]:
+    """Return the instance's own row, and the last of the commits that wrote its facts."""
     rows = file.fetch(READ)
     if not rows:
         raise InstanceDamagedError(f"the file {file.path} has lost its instance: restore it from a copy")
@@ -195,8 +225,9 @@ def read_state(file: InstanceFile) -> InstanceState:
         timeout_at,
         timeout_boot,
         timeout_boot_id,
+        last_commit,
     ) = times
-    return InstanceState(
+    state = InstanceState(
         workflow=workflow,
         id=id_,
         incarnation=incarnation,
@@ -217,6 +248,7 @@ def read_state(file: InstanceFile) -> InstanceState:
         tags=tags,
         timeout=_deadline(timeout_at, timeout_boot, timeout_boot_id),
     )
+    return state, last_commit
 
 
 def _columns(deadline: Deadline | None) -> tuple[int | None, int | None, int | None]:

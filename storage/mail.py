@@ -1,11 +1,11 @@
-"""The mailbox on disk: the events that one instance has received.
+"""The mailbox on disk: the events and the control commands that one instance has received.
 
-The only module that touches the event table. An event that no wait has asked for yet stays in
-it, visible as undelivered.
+The only module that touches the message table. An event that no wait has asked for yet stays in
+it, visible as undelivered; a command has been carried out when it stands there.
 
 Invariants:
     An event is delivered at most once; delivering it again raises.
-    The message that brought an event is known by its token: bringing it again changes nothing.
+    A message is known by its token: bringing it again changes nothing.
 """
 
 from __future__ import annotations
@@ -20,18 +20,33 @@ from perdure.storage.values import get_value, put_value
 
 LAST: Final = """
     SELECT coalesce(max(seq), 0), coalesce(max(max(received_commit, coalesce(delivered_commit, 0))), 0)
-    FROM _perdure_events"""
+    FROM _perdure_messages"""
 UNDELIVERED: Final = """
-    SELECT seq, type, payload, payload_ref, received_at, received_boot, received_boot_id
-    FROM _perdure_events WHERE delivered_to IS NULL ORDER BY seq"""
-KNOWN: Final = "SELECT seq FROM _perdure_events WHERE token = ?"
+    SELECT seq, name, payload, payload_ref, received_at, received_boot, received_boot_id
+    FROM _perdure_messages WHERE delivered_to IS NULL AND kind = 'event' ORDER BY seq"""
+KNOWN: Final = "SELECT 1 FROM _perdure_messages WHERE token = ?"
 ADD: Final = """
-    INSERT INTO _perdure_events (seq, type, payload, payload_ref, received_at, received_boot,
+    INSERT INTO _perdure_messages (kind, name, payload, payload_ref, received_at, received_boot,
         received_boot_id, token, received_commit)
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+    VALUES ('event', ?, ?, ?, ?, ?, ?, ?, ?)"""
+ADD_COMMAND: Final = """
+    INSERT INTO _perdure_messages (kind, name, received_at, actor, payload, token, received_commit)
+    VALUES ('command', ?, ?, ?, ?, ?, ?)"""
 DELIVER: Final = """
-    UPDATE _perdure_events SET delivered_to = ?, delivered_commit = ? WHERE seq = ? AND delivered_to IS
+    UPDATE _perdure_messages SET delivered_to = ?, delivered_commit = ? WHERE seq = ? AND delivered_to IS
         NULL"""
+
+
+def is_known(file: InstanceFile, token: str) -> bool:
+    """Whether the message with this token has come before, be it an event or a command."""
+    return bool(file.fetch(KNOWN, (token,)))
+
+
+def add_command(
+    file: InstanceFile, command: str, *, at_ms: int, actor: str | None, token: str | None, detail: str | None
+) -> None:
+    """Write down a control command. The caller has touched the gate."""
+    file.execute(ADD_COMMAND, (command, at_ms, actor, detail, token, file.stamp))
 
 
 class Mail:
@@ -40,10 +55,12 @@ class Mail:
     def __init__(self, file: InstanceFile, gate: Gate) -> None:
         self._file = file
         self._gate = gate
-        ((self._seq, last_commit),) = file.fetch(LAST)
-        file.stamp = max(file.stamp, last_commit + 1)
         self._undelivered: dict[int, EventRow] = {}
-        for seq, type_, payload, reference, at_ms, boot_ms, boot in file.fetch(UNDELIVERED):
+        if file.newborn is not None:
+            return
+        ((last, last_commit),) = file.fetch(LAST)
+        file.stamp = max(file.stamp, last_commit + 1)
+        for seq, type_, payload, reference, at_ms, boot_ms, boot in file.fetch(UNDELIVERED) if last else ():
             received = Deadline(wall_ms=at_ms, boot_ms=boot_ms, boot=boot)
             self._undelivered[seq] = EventRow(
                 seq=seq, type=type_, payload=get_value(file, payload, reference), received=received
@@ -60,16 +77,16 @@ class Mail:
             return None
         self._gate.touch(self._file)
         inline, reference, _ = put_value(self._file, payload)
-        self._seq += 1
         times = (at.wall_ms, at.boot_ms, at.boot)
-        self._file.execute(ADD, (self._seq, type_, inline, reference, *times, token, self._file.stamp))
-        event = EventRow(seq=self._seq, type=type_, payload=payload, received=at)
+        added = self._file.execute(ADD, (type_, inline, reference, *times, token, self._file.stamp))
+        assert added.lastrowid is not None
+        event = EventRow(seq=added.lastrowid, type=type_, payload=payload, received=at)
         self._undelivered[event.seq] = event
         return event
 
     def knows(self, token: str) -> bool:
         """Whether the message with this token brought its event."""
-        return bool(self._file.fetch(KNOWN, (token,)))
+        return is_known(self._file, token)
 
     def deliver(self, event: EventRow, step_seq: int) -> None:
         """Record that the wait with `step_seq` got the event."""

@@ -6,17 +6,13 @@ import contextlib
 import sqlite3
 from collections.abc import Generator
 from pathlib import Path
-from typing import Final
 
 from perdure.errors import InstanceDamagedError
 from perdure.storage.disk import Disk
 from perdure.storage.files import InstanceFile
 from perdure.storage.lifecycle import read_state
+from perdure.storage.mail import KNOWN
 from perdure.storage.records import InstanceState
-
-ARRIVED: Final = """
-    SELECT 1 FROM _perdure_commands WHERE token = ?1
-    UNION ALL SELECT 1 FROM _perdure_events WHERE token = ?1"""
 
 
 def peek_state(path: Path) -> InstanceState:
@@ -31,7 +27,7 @@ def peek_state(path: Path) -> InstanceState:
 def peek_token(path: Path, token: str) -> bool:
     """Whether a command or an event with this token has reached the instance. Otherwise as `peek_state`."""
     with _opened(path) as connection:
-        return connection.execute(ARRIVED, (token,)).fetchone() is not None
+        return connection.execute(KNOWN, (token,)).fetchone() is not None
 
 
 @contextlib.contextmanager

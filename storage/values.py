@@ -1,8 +1,8 @@
 """Large values: kept in pieces in a table of their own, so that `steps` stays small.
 
 The only module that touches `_perdure_chunks`. A value of up to `VALUE_BYTES_INLINE_MAX` bytes
-stands in its row; a larger one is cut up and the row has a reference: the value's number,
-negative where the value is bytes rather than text.
+stands in its row; a larger one is cut up and the row has a reference: the id of its first piece,
+negative where the value is bytes rather than text. The views join the pieces by `_perdure_values`.
 
 Invariants:
     A value comes back byte for byte.
@@ -21,6 +21,7 @@ from perdure.storage.records import Stored
 PIECES_MAX: Final = 1 << 20
 
 LAST: Final = "SELECT max(id) FROM _perdure_chunks"
+LAST_OF_BYTES: Final = "SELECT min(id) FROM _perdure_chunks"
 ADD: Final = "INSERT INTO _perdure_chunks (id, chunk) VALUES (?, ?)"
 PIECES: Final = "SELECT chunk FROM _perdure_chunks WHERE id >= ? AND id < ? ORDER BY id"
 
@@ -48,21 +49,28 @@ def put_value(file: InstanceFile, value: Stored | None) -> tuple[Stored | None, 
     size = check_size(value)
     if size <= VALUE_BYTES_INLINE_MAX:
         return value, None, size
-    ((last,),) = file.fetch(LAST)
-    number = 1 if last is None else last // PIECES_MAX + 1
     data = memoryview(value if isinstance(value, bytes) else value.encode())
-    first = number * PIECES_MAX
+    first = _next_bytes(file) if isinstance(value, bytes) else _next_text(file)
     file.execute_many(
         ADD, ((first + i, data[at : at + CHUNK_BYTES]) for i, at in enumerate(range(0, size, CHUNK_BYTES)))
     )
     file.bytes_since_checkpoint += size
-    return None, -number if isinstance(value, bytes) else number, size
+    return None, first, size
+
+
+def _next_text(file: InstanceFile) -> int:
+    ((last,),) = file.fetch(LAST)
+    return (max(last or 0, 0) // PIECES_MAX + 1) * PIECES_MAX
+
+
+def _next_bytes(file: InstanceFile) -> int:
+    ((last,),) = file.fetch(LAST_OF_BYTES)
+    return (min(last or 0, 0) // PIECES_MAX - 1) * PIECES_MAX
 
 
 def get_value(file: InstanceFile, inline: Stored | None, reference: int | None) -> Stored | None:
     """Return the whole value that a row holds or refers to."""
     if reference is None:
         return inline
-    first = abs(reference) * PIECES_MAX
-    data = b"".join(row[0] for row in file.fetch(PIECES, (first, first + PIECES_MAX)))
+    data = b"".join(row[0] for row in file.fetch(PIECES, (reference, reference + PIECES_MAX)))
     return data if reference < 0 else data.decode()

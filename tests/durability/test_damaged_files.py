@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 
 import perdure
+from perdure.storage.files import PAGE_BYTES
 from perdure.testing import open_test_runtime
-
-PAGE_BYTES = 4096
 
 
 async def page(n: int) -> str:
@@ -34,7 +33,7 @@ def whole(path: Path) -> None:
 
 
 def middle(path: Path) -> None:
-    """Overwrite all pages but the first, on which the schema and the header stand."""
+    """Overwrite all pages but the first, on which the header stands."""
     with path.open("r+b") as file:
         file.seek(PAGE_BYTES)
         file.write(b"\xa5" * (path.stat().st_size - PAGE_BYTES))

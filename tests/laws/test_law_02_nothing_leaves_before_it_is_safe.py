@@ -122,7 +122,7 @@ async def check_an_acknowledged_command(folder: Path, replay: Replay, disk: CutD
         await arrived.wait()
         await trio.testing.wait_all_tasks_blocked()
         await instance.pause(who="ada")
-        assert [("pause", "ada")] == disk.rows("SELECT command, actor FROM _perdure_commands")
+        assert [("pause", "ada")] == disk.rows("SELECT name, actor FROM _perdure_messages")
         assert [("paused",)] == disk.rows("SELECT status FROM instance")
 
 

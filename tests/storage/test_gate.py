@@ -218,7 +218,7 @@ async def test_a_failed_statement_drops_the_ticks_writes_and_is_told_to_who_wait
         await gate.passed(file)
         write(gate, file)
         with pytest.raises(StorageWriteError):
-            file.execute("INSERT INTO _perdure_events (seq) VALUES (1)")
+            file.execute("INSERT INTO _perdure_messages (seq) VALUES (1)")
         with pytest.raises(StorageWriteError):
             await gate.passed(file)
         await trio.testing.wait_all_tasks_blocked()

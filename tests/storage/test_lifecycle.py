@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 
 from perdure.errors import InstanceDamagedError, StorageWriteError
+from perdure.limits import VALUE_BYTES_INLINE_MAX
 from perdure.storage.disk import Disk
 from perdure.storage.files import InstanceFile, create_file, open_file
 from perdure.storage.gate import Gate
+from perdure.storage.journal import Journal
 from perdure.storage.lifecycle import Lifecycle, bear, is_born, read_state
+from perdure.storage.mail import Mail
 from perdure.storage.records import Birth, Deadline, InstanceState
 
 Reopen = Callable[[InstanceFile], InstanceFile]
@@ -39,6 +42,49 @@ def test_what_an_instance_is_born_with_is_read_back(tmp_path: Path, gate: Gate, 
     assert ("queued", b"\x00", 1, "A/b", '["x"]', THEN) == (
         state.status, state.params, state.created_at_ms, state.parent, state.tags, state.timeout,
     )  # fmt: skip
+
+
+def test_a_newborn_is_known_without_a_query_as_it_is_found_later(
+    tmp_path: Path, gate: Gate, reopened: Reopen
+) -> None:
+    path = tmp_path / "new.sqlite"
+    create_file(path, disk=Disk(), durable=False)
+    file = open_file(path, disk=Disk(), durability="process", is_new=True)
+    birth = Birth(workflow="Letters", id="one", incarnation=7, created_at_ms=1, tags='["x"]', timeout=THEN)
+    bear(file, gate, birth, '"' + "x" * VALUE_BYTES_INLINE_MAX + '"', epoch=4)
+    asked: list[str] = []
+    file.connection.set_trace_callback(asked.append)
+
+    life, mail, journal = Lifecycle(file, gate), Mail(file, gate), Journal(file, gate)
+    journal.load()
+    stamp = file.stamp
+    file.connection.set_trace_callback(None)
+
+    assert [] == asked
+    file = reopened(file)
+    assert life.state == Lifecycle(file, gate).state
+    assert mail.undelivered == Mail(file, gate).undelivered
+    assert stamp + 1 == file.stamp
+
+
+def test_a_file_found_without_its_row_is_read_all_the_same(
+    tmp_path: Path, gate: Gate, reopened: Reopen
+) -> None:
+    path = tmp_path / "new.sqlite"
+    create_file(path, disk=Disk(), durable=False)
+    file = open_file(path, disk=Disk(), durability="process")
+    Journal(file, gate).start("do", "written though the first row is lost", 1, at_ms=1)
+
+    file = reopened(file)
+    bear(file, gate, Birth(workflow="Letters", id="one", incarnation=7, created_at_ms=1), None, epoch=1)
+
+    assert 2 == Journal(file, gate).start("do", "next", 1, at_ms=2).seq
+
+
+def test_what_is_read_after_the_first_commit_is_what_the_file_says(born: InstanceFile, gate: Gate) -> None:
+    Lifecycle(born, gate).started(2_000)
+
+    assert 2_000 == Lifecycle(born, gate).state.started_at_ms
 
 
 def test_each_change_stands_in_the_state_and_in_the_file(
@@ -109,6 +155,7 @@ def test_commits_go_on_counting_in_the_next_owner(born: InstanceFile, gate: Gate
 
     file = reopened(born)
     Lifecycle(file, gate)
+    Mail(file, gate)
 
     assert stamp + 1 == file.stamp
 

@@ -73,7 +73,7 @@ REFUSED = {
         "PRAGMA user_version=9", "PRAGMA wal_checkpoint(TRUNCATE)",
     ],
     "writes to the runtime's tables": [
-        "INSERT INTO _perdure_commands (at, command, commit_no) VALUES (1, 'x', 1)",
+        "DELETE FROM _perdure_messages",
         "UPDATE _perdure_instance SET status = 'complete'", "DELETE FROM _perdure_steps",
         "UPDATE _PERDURE_Instance SET epoch = 9", "REPLACE INTO _perdure_chunks VALUES (1, x'00')",
     ],
@@ -83,7 +83,7 @@ REFUSED = {
         "CREATE TRIGGER t AFTER INSERT ON _perdure_steps BEGIN SELECT 1; END",
         "CREATE TEMP TRIGGER t AFTER INSERT ON _perdure_steps BEGIN SELECT 1; END",
         "CREATE TRIGGER t INSTEAD OF INSERT ON steps BEGIN SELECT 1; END",
-        "DROP INDEX sqlite_autoindex__perdure_events_1",
+        "DROP INDEX sqlite_autoindex__perdure_messages_1",
     ],
     "names of the runtime's": [
         "CREATE TABLE steps (n)", "CREATE TABLE IF NOT EXISTS steps (n)", "CREATE TABLE _perdure_mine (n)",
