@@ -25,7 +25,7 @@ import trio
 
 import perdure
 from perdure.benchmarks.harness import WorkNotDoneError
-from perdure.benchmarks.workflows import Short, Sleeper, Traced
+from perdure.benchmarks.workflows import Short, Sleeper, Trace, Traced
 
 SECONDS_MAX: Final = 600
 SETTLED_S: Final = 0.2
@@ -33,10 +33,11 @@ KILOBYTE: Final = 1_000
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True):
-    """What a child is to do: with how many instances or steps, sleeping how long."""
+    """What a child is to do: with how many instances or steps, sleeping how long, standing still where."""
 
     count: int = 0
     sleep_s: float = 0.0
+    holds_at: int | None = None
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
@@ -122,7 +123,8 @@ async def startup(folder: Path, task: Task, up_at_s: float) -> Report:
 
 async def traced(folder: Path, task: Task, up_at_s: float) -> Report:
     """Create a chain that leaves a trace, or find it there, and wait for its result."""
-    trace = os.open(folder / "trace", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    descriptor = os.open(folder / "trace", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    trace = Trace(descriptor=descriptor, holds_at=task.holds_at)
     began_s = time.perf_counter()
     async with perdure.open_runtime(folder / "state", workflows=[Traced], env=trace) as runtime:
         opened_s = time.perf_counter() - began_s

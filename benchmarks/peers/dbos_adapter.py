@@ -39,7 +39,7 @@ COUNTS: Final[dict[str, dict[Size, int]]] = {
     "fanout": {"full": 1_000, "quick": 1_000, "tiny": 10},
     "sleepers": {"full": 10_000, "quick": 500, "tiny": 3},
     "asleep": {"full": 10_000, "quick": 500, "tiny": 3},
-    "recover": {"full": 200, "quick": 200, "tiny": 20},
+    "recover": {"full": 200, "quick": 200, "tiny": 200},
     "large": {"full": 20, "quick": 20, "tiny": 1},
     "bytes": {"full": 1_000, "quick": 200, "tiny": 3},
 }

@@ -35,8 +35,12 @@ def run(command: list[str], folder: Path) -> dict[str, Any]:
 @functools.cache
 def has_modules(python: str, *modules: str) -> bool:
     """Whether an interpreter finds all these modules."""
-    code = f"import importlib.util, sys; sys.exit(None in map(importlib.util.find_spec, {modules!r}))"
+    # The first entry is the folder in which one happens to be: what lies there is not installed.
+    code = "import sys; del sys.path[0]; from importlib.util import find_spec as find"
+    code += "; sys.exit(None in map(find, sys.argv[1:]))"
     try:
-        return subprocess.run([python, "-c", code], capture_output=True, check=False).returncode == 0
+        return (
+            subprocess.run([python, "-c", code, *modules], capture_output=True, check=False).returncode == 0
+        )
     except OSError:  # there is no such interpreter
         return False

@@ -31,7 +31,7 @@ COUNTS: Final[dict[str, dict[Size, int]]] = {
     "short": {"full": 1_000, "quick": 300, "tiny": 3},
     "latency": {"full": 200, "quick": 100, "tiny": 3},
     "fanout": {"full": 1_000, "quick": 1_000, "tiny": 10},
-    "recover": {"full": 200, "quick": 200, "tiny": 20},
+    "recover": {"full": 200, "quick": 200, "tiny": 200},
     "large": {"full": 20, "quick": 20, "tiny": 1},
 }
 
