@@ -35,8 +35,10 @@ from perdure.engine.line import Line, line_pair
 from perdure.engine.messages import Answer, Begin, Leave, Look, Message, Ready, Refused, Request, restored
 from perdure.errors import PerdureError, RuntimeClosedError, StateError, StateUnusableError
 from perdure.limits import Limits
+from perdure.storage.disk import Disk
 from perdure.storage.locks import FolderLock
 from perdure.storage.records import Durability
+from perdure.storage.redo import settle
 from perdure.storage.writer import CatalogWriter
 
 logger: Final = logging.getLogger("perdure.engine")
@@ -290,6 +292,8 @@ class Supervisor:
         lock = self._folder.worker_lock(worker.number)
         while FolderLock.holder(lock) is not None:  # the system frees it with the process
             await trio.lowlevel.checkpoint()
+        if worker.process.returncode != 0 and self._durability == "full":
+            await self._until_durable(worker)
         released = await self._release(worker)
         lock.unlink(missing_ok=True)
         del self.workers[worker.number]
@@ -301,6 +305,23 @@ class Supervisor:
             )  # fmt: skip
         self._note_change()
         self.tell_all(Look())
+
+    async def _until_durable(self, worker: Worker) -> None:
+        """Make safe what a worker wrote before it was killed: the next owner shows it, and builds on it."""
+        disk = Disk()
+        make_safe = (
+            partial(settle, self._folder.relay, self._folder.root, disk, worker=worker.number)
+            if disk.syncs_file_systems
+            else partial(disk.sync_everything, self._folder.root)
+        )
+        while True:
+            try:
+                await trio.to_thread.run_sync(make_safe)
+            except OSError as error:
+                logger.error("what worker %d wrote cannot be synced yet: %s", worker.number, error)
+                await trio.sleep(LOOK_S)
+            else:
+                return
 
     async def _release(self, worker: Worker) -> int:
         at_ms = self._clock.wall_ms()
