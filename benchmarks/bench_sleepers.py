@@ -41,7 +41,7 @@ def run(bench: Bench[children.Task]) -> Found:
         )
         for percent, target in TARGETS_MS.items()
     ]
-    return Found(measures=measures, computed=[task])
+    return Found(measures=measures, computed=[task.count, task.sleep_s])
 
 
 def sleepers(bench: Bench[children.Task]) -> children.Report:

@@ -24,7 +24,7 @@ CHECKSUMS = {
     "create": "0ef4a5d518ee25c3",
     "latency": "413b19bb6b2fcba8",
     "fanout": "6ddfd8f6ff15d6e3",
-    "sleepers": "10b93c36f394ba8a",
+    "sleepers": "94dd8728bdc2b3cc",
     "asleep": "b890c69ec1538b22",
     "startup": "91dd1c0bdcba5c8c",
     "recover": "4726fa77309377ce",
