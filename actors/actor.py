@@ -20,6 +20,7 @@ from typing import Any, Final, Literal
 
 import trio
 
+from perdure.actors.calls import line_of
 from perdure.actors.host import Host, deadline_in, remaining_ms
 from perdure.actors.mailbox import Mailbox
 from perdure.actors.outcome import (
@@ -102,8 +103,12 @@ class Actor:
             logging.getLogger(f"perdure.workflow.{self.key.workflow}"), self.key, self.journal
         )
         self._noted: set[str] = set()
+        self.replays = 0
+        """How often `run()` was called again from the top since the file was opened."""
         self.start_at_ms: int | None = None
         """Before this moment `run()` is not called, though an event or a query may open the file."""
+        self.moves_later: Deadline | None = None
+        """Set where there is no room to call `run()` now: the file takes commands and rests until then."""
         self._ending: Literal["terminate", "shutdown"] | None = None
         self.journal.load()
         self.mailbox.forget_waits()
@@ -131,7 +136,7 @@ class Actor:
     @property
     def is_idle(self) -> bool:
         """Whether no attempt is under way and at least one call is parked. Cheap to ask."""
-        return self._run is not None and self._run.running == 0 and self._run.parked_calls > 0
+        return self._run is not None and self._run.is_idle
 
     @property
     def was_waiting(self) -> bool:
@@ -190,10 +195,12 @@ class Actor:
             return self.waits()
         if state.started_at_ms is None and self._is_early():
             return self._settle(Parked(wake=Deadline(wall_ms=self.start_at_ms or 0), reason="its start"))
+        if self.moves_later is not None:
+            return self._settle(Parked(wake=self.moves_later, reason="room in memory"))
         if state.started_at_ms is None:
             self.lifecycle.started(self._host.clock.wall_ms())
         else:
-            self.lifecycle.run_again()
+            self._run_again()
             self.lifecycle.set_status("running")
         while True:
             try:
@@ -204,7 +211,11 @@ class Actor:
                 return Broken(error=error)
             if outcome is not None:
                 return outcome
-            self.lifecycle.run_again()
+            self._run_again()
+
+    def _run_again(self) -> None:
+        self.replays += 1
+        self.lifecycle.run_again()
 
     def _is_early(self) -> bool:
         return self.start_at_ms is not None and self._host.clock.wall_ms() < self.start_at_ms
@@ -284,16 +295,16 @@ class Actor:
     def _leftovers(self, run: Run) -> BaseException | None:
         """Return the error for steps that are still open, or that nobody asked for (laws 8, 11)."""
         for call in run.open_calls:
-            code, line = call.where
+            place = line_of(call.where)
             if call.awaited:
                 self.journal.cancel_open(at_ms=self._host.clock.wall_ms())
                 return OpenStepError(
-                    f"run() of {self.key} ended while step {call.name!r} ({code.co_filename}:{line}) was"
+                    f"run() of {self.key} ended while step {call.name!r} ({place}) was"
                     " open: await every step inside run()"
                 )
             return ForgottenAwaitError(
                 f"step {call.name!r} of {self.key} was called and never awaited, in"
-                f" {code.co_filename}:{line}: write `await step...({call.name!r}, ...)`"
+                f" {place}: write `await step...({call.name!r}, ...)`"
             )
         left = [step for step in self.journal.left if step.status != "cancelled"]
         if left:

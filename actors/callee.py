@@ -5,10 +5,11 @@ Read once per code object: a lambda made anew on every replay costs a dictionary
 
 from __future__ import annotations
 
+import dis
 import inspect
 import typing
 from collections.abc import Callable
-from types import CodeType
+from types import CodeType, FunctionType
 from typing import Any, Final
 
 from perdure.actors.context import StepContext
@@ -23,16 +24,19 @@ class Callee:
     """One step function as the runtime sees it.
 
     `position` is where `StepContext` goes among the positional arguments, `keyword` the name
-    of a keyword-only parameter for it; both None where the function takes none.
+    of a keyword-only parameter for it; both None where the function takes none. `never_waits` says
+    that nothing in its code awaits, so that it runs to its end wherever it is called.
     """
 
-    __slots__ = ("identity", "keyword", "kind", "position", "returns")
+    __slots__ = ("identity", "keyword", "kind", "never_waits", "position", "returns", "wants_context")
 
     def __init__(self, fn: Callable[..., Any], library: StepLibrary) -> None:
         self.identity = function_identity(fn)
         self.kind: Kind = classify(fn, library)
         self.returns = return_annotation(fn)
         self.position, self.keyword = _context_parameter(fn)
+        self.wants_context = self.position is not None or self.keyword is not None
+        self.never_waits = self.kind == "trio" and not self.wants_context and _never_waits(fn)
 
     def arguments(
         self, args: tuple[Any, ...], context: StepContext
@@ -44,6 +48,15 @@ class Callee:
             return args, {self.keyword: context}
         return args, {}
 
+
+KINDS_OF_CODE: Final = (
+    inspect.CO_COROUTINE | inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR | inspect.CO_ITERABLE_COROUTINE
+)
+
+WAITING_CODE: Final = frozenset(
+    ("GET_AWAITABLE", "SEND", "YIELD_VALUE", "YIELD_FROM", "GET_AITER", "GET_ANEXT", "BEFORE_ASYNC_WITH")
+)
+"""Instructions of which a coroutine has some where it awaits, in any version of Python."""
 
 CALLEES_MAX: Final = 4_096
 """More code objects than any program has; what makes its step functions with `exec` starts over here."""
@@ -73,6 +86,13 @@ def callee_of(fn: Callable[..., Any], library: StepLibrary) -> Callee:
         _CACHE.clear()
     _CACHE[key] = code, dict(fn.__annotations__), callee
     return callee
+
+
+def _never_waits(fn: Callable[..., Any]) -> bool:
+    """Whether calling `fn` gives a coroutine that surely ends without a wait: its own code has none."""
+    if type(fn) is not FunctionType or fn.__code__.co_flags & KINDS_OF_CODE != inspect.CO_COROUTINE:
+        return False
+    return WAITING_CODE.isdisjoint(instruction.opname for instruction in dis.get_instructions(fn))
 
 
 def _context_parameter(fn: Callable[..., Any]) -> tuple[int | None, str | None]:

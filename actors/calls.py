@@ -15,9 +15,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Generator
 from types import CodeType
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
-from perdure.actors.run import Run
+from perdure.actors.run import EXPIRED, Run
 from perdure.errors import DivergenceError, PerdureError, WorkflowCodeError
 from perdure.storage.codec import Coder
 from perdure.storage.failure import restore_failure
@@ -27,37 +27,44 @@ from perdure.storage.records import StepKind
 T = TypeVar("T", covariant=True)
 
 
-def caller(depth: int) -> tuple[CodeType, int]:
-    """Return the code and line that called, `depth` calls above the caller of this."""
+Place = tuple[CodeType, int]
+"""A code object and the offset of an instruction in it; its line is looked up when somebody wants to know."""
+
+
+def caller(depth: int) -> Place:
+    """Return the place that called, `depth` calls above the caller of this."""
     frame = sys._getframe(depth + 1)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # for law 8, at every call; inspect.stack costs milliseconds
-    return frame.f_code, frame.f_lineno
+    return frame.f_code, frame.f_lasti
+
+
+def line_of(place: Place) -> str:
+    """Return a place as people read it: file and line.
+
+    >>> line_of(caller(0)).rpartition(":")[2]
+    '1'
+    """
+    code, offset = place
+    lines = (line for start, end, line in code.co_lines() if start <= offset < end)
+    return f"{code.co_filename}:{next(lines, None) or code.co_firstlineno}"
 
 
 class StepCall(Generic[T]):
     """What a step method returns: await it, once."""
 
-    __slots__ = ("awaited", "coder", "count", "kind", "name", "record", "run", "where")
+    __slots__ = ("awaited", "coder", "count", "name", "record", "run", "where")
 
-    kind: StepKind
+    kind: ClassVar[StepKind]
     coder: Coder | None
 
     def __init__(
-        self,
-        run: Run,
-        kind: StepKind,
-        name: str,
-        *,
-        key: object = None,
-        function: object = None,
-        depth: int = 2,
+        self, run: Run, name: str, key: object = None, function: object = None, depth: int = 2
     ) -> None:
         run.require_call(name)
         self.run = run
-        self.kind = kind
         self.awaited = False
         self.coder = None
-        self.name, self.count = run.names.claim(kind, name, key, function)
-        self.record = run.journal.take(kind, self.name, self.count)
+        self.name, self.count = run.names.claim(self.kind, name, key, function)
+        self.record = run.journal.take(self.kind, self.name, self.count)
         self.where = caller(depth)
         if self.record is None:
             self._refuse_other_kind()
@@ -78,7 +85,8 @@ class StepCall(Generic[T]):
     async def _drive(self) -> T:
         run = self.run
         try:
-            await run.admit()
+            if run.stopping is not None or EXPIRED.get():
+                await run.admit()
             return await self.perform()
         except PerdureError as error:
             if error is not run.file.failure:
@@ -98,7 +106,10 @@ class StepCall(Generic[T]):
     def answer(self, step: Step) -> T:
         """Return what a completed step answers: the decoded form of what was stored."""
         assert self.coder is not None
-        value: T = self.coder.decode(self.run.journal.output(step))
+        stored = step.output
+        if stored is None:
+            stored = self.run.journal.output(step)
+        value: T = self.coder.decode(stored)
         return value
 
     def error(self, step: Step) -> BaseException:

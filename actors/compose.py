@@ -117,8 +117,10 @@ class RaceCall(StepCall[tuple[str, T]]):
 
     __slots__ = ("parts",)
 
+    kind = "race"
+
     def __init__(self, run: Run, name: str, *, depth: int) -> None:
-        super().__init__(run, "race", name, depth=depth + 1)
+        super().__init__(run, name, depth=depth + 1)
         self.parts: dict[str, StepCall[T]] = {}
 
     def enter(self, parts: Mapping[str, StepCall[T]]) -> None:
@@ -204,8 +206,10 @@ class DeadlineCall(StepCall[bool], AbstractAsyncContextManager["DeadlineCall"]):
 
     __slots__ = ("_scope", "_step", "_timer", "_token", "expired", "seconds")
 
+    kind = "deadline"
+
     def __init__(self, run: Run, name: str, seconds: float, *, depth: int) -> None:
-        super().__init__(run, "deadline", name, depth=depth + 1)
+        super().__init__(run, name, depth=depth + 1)
         self.seconds = seconds
         self.expired = False
         self.coder = run.host.codec.coder(bool)

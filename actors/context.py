@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextvars
 import logging
 import time
-from typing import Any
+from typing import Any, Protocol
 
 from perdure.actors.retry import StepConfig
 from perdure.errors import WorkflowCodeError
@@ -104,12 +104,23 @@ def _in_child(name: str, count: int, attempt: int, config: StepConfig, key: str,
     )
 
 
-CURRENT: contextvars.ContextVar[StepContext] = contextvars.ContextVar("perdure_current_step")
+class Underway(Protocol):
+    """An attempt under way, which makes its context when somebody asks for it."""
+
+    name: str
+
+    @property
+    def context(self) -> StepContext:
+        """What the function may know of the attempt."""
+        ...
+
+
+CURRENT: contextvars.ContextVar[Underway] = contextvars.ContextVar("perdure_current_step")
 
 
 def current_step() -> StepContext:
     """Return the context of the attempt that is calling. Raises `WorkflowCodeError` outside a step."""
-    context = CURRENT.get(None)
-    if context is None:
+    attempt = CURRENT.get(None)
+    if attempt is None:
         raise WorkflowCodeError("current_step() was called outside a step function")
-    return context
+    return attempt.context

@@ -13,17 +13,16 @@ Invariants:
 
 from __future__ import annotations
 
-import functools
-import time
 import warnings
 from collections.abc import Callable, Generator
+from types import FunctionType
 from typing import Any, Final, TypeVar, cast
 
 import trio
 
-from perdure.actors.callee import Callee
+from perdure.actors.attempt import Attempt
+from perdure.actors.callee import Callee, callee_of
 from perdure.actors.calls import StepCall
-from perdure.actors.context import CURRENT, StepContext, StepName
 from perdure.actors.host import deadline_in
 from perdure.actors.retry import DEFAULT_CONFIG, StepConfig, backoff_delay_s, base_delay_s, config_json
 from perdure.actors.run import ENDING, Run
@@ -38,10 +37,12 @@ from perdure.errors import (
     StepTimeoutError,
     WorkflowCodeError,
 )
-from perdure.limits import INPUT_BYTES_INLINE_MAX
+from perdure.limits import INPUT_BYTES_COMPARED_MAX, INPUT_BYTES_INLINE_MAX
+from perdure.storage.codec import Coder
+from perdure.storage.codec_describe import digest_of
 from perdure.storage.failure import describe_failure
 from perdure.storage.journal import Step
-from perdure.storage.records import AttemptOutcome
+from perdure.storage.records import AttemptOutcome, Stored
 
 T = TypeVar("T")
 
@@ -52,6 +53,15 @@ FINAL_ERRORS: Final = (NonRetryableError, InvalidArgumentError, WorkflowCodeErro
 """Errors that another attempt would only repeat."""
 
 
+CALLEES_MAX: Final = 256
+"""Functions that a run remembers; each is kept alive by that, with what it closes over."""
+
+NO_INPUT: Final = (None, None)
+
+Known = tuple[Callee, Coder]
+"""What a step function is like, and what stores its results."""
+
+
 class _Again:
     """What an attempt answers when there will be another."""
 
@@ -60,45 +70,44 @@ AGAIN: Final = _Again()
 
 
 class DoCall(StepCall[T]):
-    """A call of `step.do`."""
+    """A call of `step.do`. `known` is what `known_of` says of `fn`."""
 
     __slots__ = ("args", "callee", "config", "digest", "fn", "input")
 
-    def __init__(
+    kind = "do"
+
+    def __init__(  # noqa: PLR0917 - keywords would cost every step a dictionary
         self,
         run: Run,
         name: str,
         fn: Callable[..., Any],
         args: tuple[Any, ...],
-        *,
-        callee: Callee,
+        known: Known,
         config: StepConfig,
-        returns: object,
         key: object,
         depth: int,
     ) -> None:
-        coder = run.host.codec.coder(callee.returns if returns is None else returns)  # refuses first
-        super().__init__(run, "do", name, key=key, function=callee.identity, depth=depth + 1)
+        callee, coder = known
+        super().__init__(run, name, key, callee.identity, depth + 1)
         self.fn = fn
         self.args = args
         self.callee = callee
-        self.config = config
         self.coder = coder
-        self.input: str | None = None
-        self.digest: str | None = None
-        if args:
-            self.input, self.digest = run.host.codec.describe_input(args, bytes_max=INPUT_BYTES_INLINE_MAX)
+        self.config = config
+        self.input, self.digest = _described(run, args) if args else NO_INPUT
 
     def __await__(self) -> Generator[Any, Any, T]:
         """Look at the arguments first; a part of a decided race is not awaited, and may differ (law 11)."""
         record = self.record
-        if self.args and record is not None and record.input_digest not in (None, self.digest):
-            try:
-                self._report_changed_arguments()
-            except DivergenceError:
-                self.run.open_calls.pop(self, None)
-                raise
-        return super().__await__()
+        if record is not None:
+            run = self.run
+            if record.fingerprint != (self.digest or self.input):
+                self._refuse_changed_arguments()
+            if record.status == "completed" and not self.awaited and run.stopping is None:
+                self.awaited = True
+                run.open_calls.pop(self, None)
+                return self.answer(record)
+        return (yield from super().__await__())
 
     async def perform(self) -> T:
         """Attempt until one attempt succeeds or the last one has failed."""
@@ -108,7 +117,8 @@ class DoCall(StepCall[T]):
             if step.status == "failed":
                 raise self.error(step)
         while True:
-            await self.run.may_start()
+            if self.run.held:
+                await self.run.may_start()
             step = self._begin(step)
             value = await self._attempt(step)
             if not isinstance(value, _Again):
@@ -177,7 +187,11 @@ class DoCall(StepCall[T]):
         try:
             try:
                 await run.host.gate.passed(run.file)
-                value = await self._call(step)
+                attempt = Attempt(run, step, self.config)
+                if self.callee.never_waits:
+                    value = attempt.run_now(self.fn, self.args)
+                else:
+                    value = await attempt.run(self.callee, self.fn, self.args)
             except trio.Cancelled:
                 self._cancelled(step)
                 raise
@@ -192,89 +206,29 @@ class DoCall(StepCall[T]):
                     self._cancelled(step)
                     raise
             else:
-                again = await self._succeeded(step, value)
+                assert self.coder is not None
+                try:
+                    stored, again = self.coder.record(value)
+                except InvalidArgumentError as error:
+                    again = await self._failed(step, self._withheld(error))
+                else:
+                    self._succeeded(step, stored)
         finally:
             run.attempt_ends()
         if again is AGAIN:
             return AGAIN
-        await run.recorded()
+        if run.replays_always:
+            await run.recorded()
         if step.status == "failed":
             raise self.error(step)
         return again
 
-    async def _call(self, step: Step) -> Any:
-        """Run the function once, under its timeout."""
-        timeout_s = self.config.timeout_s
-        context = self._context(step, timeout_s)
-        args, keywords = self.callee.arguments(self.args, context)
-        fn = functools.partial(self.fn, **keywords) if keywords else self.fn
-        token = CURRENT.set(context)
-        value: Any = None
-        try:
-            with trio.CancelScope(deadline=trio.current_time() + timeout_s) as scope:
-                if self.callee.kind == "plain":
-                    value = await self._call_plain(fn, args, context, timeout_s)
-                else:
-                    value = await self.run.host.functions.call(self.callee.kind, fn, args)
-        finally:
-            CURRENT.reset(token)
-        if scope.cancelled_caught:
-            raise StepTimeoutError(
-                f"attempt {step.attempt} of step {self.name!r} took longer than its timeout of"
-                f" {timeout_s:g} s",
-                step=self.name,
-                attempt=step.attempt,
-            )
-        return value
-
-    async def _call_plain(
-        self, fn: Callable[..., Any], args: tuple[Any, ...], context: StepContext, timeout_s: float
-    ) -> Any:
-        """Run a function in a thread. Nothing can stop it: it is told, and waited for (law 5)."""
-
-        def overdue() -> None:
-            context.log.warning(
-                "the plain function of step %r is overdue: it has run for longer than its timeout of %g s"
-                " and cannot be stopped; use perdure.process_step to have it killed in time",
-                self.name,
-                timeout_s,
-            )
-            self.run.overdue_begins(self.name)
-
-        timer = self.run.host.timers.at(deadline_in(self.run.host.clock, timeout_s), overdue)
-        try:
-            return await self.run.host.functions.call(
-                "plain", fn, args, library=self.run.library, on_cancel=context.cancel
-            )
-        finally:
-            timer.cancel()
-            self.run.overdue_ends(self.name)
-
-    def _context(self, step: Step, timeout_s: float) -> StepContext:
-        run = self.run
-        return StepContext(
-            StepName(self.name, self.count),
-            attempt=step.attempt,
-            config=self.config,
-            idempotency_key=f"{run.idempotency_prefix}-{step.seq}",
-            instance=run.instance,
-            deadline_s=time.monotonic() + timeout_s,
-            log=run.log,
-        )
-
     # -- after an attempt ------------------------------------------------------------------
 
-    async def _succeeded(self, step: Step, value: Any) -> T | _Again:
-        assert self.coder is not None
-        try:
-            stored, decoded = self.coder.record(value)
-        except InvalidArgumentError as error:
-            return await self._failed(step, self._withheld(error))
+    def _succeeded(self, step: Step, stored: Stored) -> None:
         self.run.journal.complete(step, stored, at_ms=self.run.host.clock.wall_ms())
-        if not UNCHANGEABLE.issuperset(map(type, self.args)):
+        if self.args and not UNCHANGEABLE.issuperset(map(type, self.args)):
             self._report_mutated_arguments()
-        result: T = decoded
-        return result
 
     async def _failed(self, step: Step, error: BaseException) -> _Again | Any:
         """Record a failed attempt: the step ends with it, or waits for the next one."""
@@ -288,7 +242,7 @@ class DoCall(StepCall[T]):
         ):
             base_s = 0.0
             try:
-                context = self._context(step, 0.0)
+                context = Attempt(run, step, self.config).context
                 with trio.CancelScope(shield=True):  # how the attempt ended is still to be recorded
                     base_s = await base_delay_s(
                         retries, context, error, timeout_s=run.host.limits.delay_function_timeout_s
@@ -355,27 +309,83 @@ class DoCall(StepCall[T]):
 
     # -- reports ---------------------------------------------------------------------------
 
+    def _refuse_changed_arguments(self) -> None:
+        """Report them; where the policy makes that an error, nobody waits for this call any more."""
+        try:
+            self._report_changed_arguments()
+        except DivergenceError:
+            self.run.open_calls.pop(self, None)
+            raise
+
     def _report_changed_arguments(self) -> None:
+        recorded = None if self.record is None else self.record.fingerprint
         self.run.diverged(
             "arguments",
             DivergenceError(
                 f"step {self.name!r} is recorded with other arguments than run() gives it now; its recorded"
                 " result is used",
-                recorded=f"input digest {self.record.input_digest if self.record else None}",
-                requested=f"input digest {self.digest}",
+                recorded=f"input digest {_digest(recorded)}",
+                requested=f"input digest {_digest(self.digest or self.input)}",
             ),
             serious=False,
         )
 
     def _report_mutated_arguments(self) -> None:
-        _, digest = self.run.host.codec.describe_input(self.args, bytes_max=INPUT_BYTES_INLINE_MAX)
-        if digest != self.digest:
+        if _described(self.run, self.args) != (self.input, self.digest):
             text = (
                 f"step {self.name!r} of {self.run.key} changed an argument in place; no replay will repeat"
                 " that: return the new value from the step instead"
             )
             self.run.log.warning("%s", text)
             warnings.warn(text, PerdureWarning, stacklevel=2)
+
+
+def declared(
+    run: Run, name: str | None, config: StepConfig, *, returns: object, key: object
+) -> Callable[[Callable[..., Any]], Callable[..., DoCall[Any]]]:
+    """Return the decorator that declares a step; calling what it returns makes the call."""
+
+    def declare(fn: Callable[..., Any]) -> Callable[..., DoCall[Any]]:
+        known = known_of(run, fn, returns)
+        step_name = name if name is not None else fn.__name__
+
+        def call(*args: Any) -> DoCall[Any]:
+            return DoCall(run, step_name, fn, args, known, config, key, 2)
+
+        return call
+
+    return declare
+
+
+def known_of(run: Run, fn: Callable[..., Any], returns: object) -> Known:
+    """Return what is known of a step function; `returns` takes the place of its annotation.
+
+    Raises `InvalidArgumentError` for what cannot be called, `EncodingError` for what cannot be restored.
+    """
+    if returns is None and type(fn) is FunctionType:
+        known = run.callees.get(fn)
+        if known is not None:
+            return known
+    callee = callee_of(fn, run.library)
+    coder = run.host.codec.coder(callee.returns if returns is None else returns)
+    if returns is None and type(fn) is FunctionType:
+        if len(run.callees) >= CALLEES_MAX:  # lambdas, made anew for each call
+            run.callees.clear()
+        run.callees[fn] = callee, coder
+    return callee, coder
+
+
+def _described(run: Run, args: tuple[Any, ...]) -> tuple[str | None, str | None]:
+    return run.host.codec.describe_input(
+        args, bytes_max=INPUT_BYTES_INLINE_MAX, digest_above=INPUT_BYTES_COMPARED_MAX
+    )
+
+
+def _digest(fingerprint: str | None) -> str | None:
+    """Return a fingerprint as a digest: its text could be a sensitive value."""
+    if fingerprint is None or not fingerprint.startswith("["):
+        return fingerprint
+    return digest_of(fingerprint.encode())
 
 
 def _is_group_of_final(error: BaseException) -> bool:

@@ -20,7 +20,6 @@ import functools
 import inspect
 import math
 import sys
-import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from pathlib import Path
 from types import FunctionType
@@ -33,6 +32,7 @@ from perdure.actors.asyncio_host import AsyncioHost
 from perdure.actors.process_child import find
 from perdure.actors.processes import ProcessPool, Target, refuse_while_main_loads
 from perdure.actors.retry import qualified_name
+from perdure.actors.switching import SWITCH_INTERVAL
 from perdure.errors import InvalidArgumentError, NonRetryableError, RuntimeClosedError
 
 Kind = Literal["trio", "plain", "asyncio", "process"]
@@ -40,11 +40,6 @@ Library = Literal["trio", "asyncio"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-SWITCH_INTERVAL_S: Final = 0.0005
-"""How long a CPU-bound thread may keep the loop waiting for the interpreter. Measured beside one such
-thread: 300 inserts a second at Python's own 5 ms, 22,000 at this, where the thread loses a few percent
-of its speed; at a fifth of this it loses a fifth."""
 
 _KIND: Final = "__perdure_kind__"
 """The attribute by which the two decorators mark their wrappers; `functools.wraps` hands it on."""
@@ -328,6 +323,23 @@ class FunctionHost:
             case _:
                 assert_never(kind)
 
+    def call_now(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        """Run a coroutine function that never waits, here and now; it needs no task switch.
+
+        Raises as `call` does.
+        """
+        if self._closed:
+            raise RuntimeClosedError("The runtime has ended: no step function can be started.")
+        self._calls += 1
+        try:
+            fn(*args).send(None)
+        except StopIteration as ended:
+            return ended.value
+        except _ITS_ERRORS as error:
+            _explain(fn, error, "trio")
+            raise
+        raise AssertionError(f"{fn!r} waits, though nothing in its code does")
+
     def statistics(self) -> FunctionStatistics:
         """Return what the host is doing."""
         return FunctionStatistics(
@@ -392,7 +404,7 @@ async def open_function_host(
     """
     refuse_while_main_loads()
     host = FunctionHost(threads_max=threads_max, processes_max=processes_max, asyncio_loop=asyncio_loop)
-    with _SWITCH_INTERVAL:
+    with SWITCH_INTERVAL:
         try:
             yield host
         finally:
@@ -457,29 +469,3 @@ def _explain(fn: Callable[..., Any], error: BaseException, where: str) -> None:
         f" ({text.rstrip('.')}). Give the step asyncio_step({name.rpartition('.')[2]}), "
         f"or set step_library = 'asyncio' on the workflow."
     ) from error
-
-
-class _SwitchInterval:
-    """Python's thread switch interval, lowered while anyone has entered."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._users = 0
-        self._before_s = 0.0
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if self._users == 0:
-                self._before_s = sys.getswitchinterval()
-                sys.setswitchinterval(min(self._before_s, SWITCH_INTERVAL_S))
-            self._users += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._users -= 1
-            if self._users == 0:
-                sys.setswitchinterval(self._before_s)
-
-
-# One for the process, because the interpreter has one interval, and several runtimes may be open.
-_SWITCH_INTERVAL: Final = _SwitchInterval()

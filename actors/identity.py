@@ -23,13 +23,19 @@ from perdure.storage.names import check_step_name
 ADVICE: Final = "give the parts distinct names, key=..., or use step.map / step.gather"
 
 
+Asker = tuple[trio.lowlevel.Task, frozenset[trio.Nursery], str]
+"""Who asked for a name last, the nurseries open around it then, and the kind that was asked for first."""
+
+NOWHERE: Final[frozenset[trio.Nursery]] = frozenset()
+
+
 class Names:
     """The names that one run of `run()` has used so far. `root` is the task that runs it."""
 
     def __init__(self, root: trio.lowlevel.Task) -> None:
         self._root = root
+        self._askers: dict[str, Asker] = {}
         self._counts: dict[tuple[str, str], int] = {}
-        self._askers: dict[str, tuple[trio.lowlevel.Task, frozenset[trio.Nursery]]] = {}
         self._functions: dict[str, object] = {}
 
     def claim(self, kind: str, name: str, key: object = None, function: object = None) -> tuple[str, int]:
@@ -38,20 +44,32 @@ class Names:
         Raises `InvalidNameError` and `AmbiguousStepError`.
         """
         full = name if key is None else f"{name}[{key}]"
-        counted = (kind, full)
         task = trio.lowlevel.current_task()
         asked = self._askers.get(full)
-        if asked is None:
-            check_step_name(full)
-        elif asked[0] is not task:
+        if asked is not None:
+            return full, self._claim_again(kind, name, full, function, task)
+        check_step_name(full)
+        if function is not None:
+            self._require_same(name, function)
+        # The first use is not counted: who asked for it says so, and most names are used once.
+        self._askers[full] = (task, NOWHERE if task is self._root else self._open_around(task), kind)
+        return full, 1
+
+    def _claim_again(
+        self, kind: str, name: str, full: str, function: object, task: trio.lowlevel.Task
+    ) -> int:
+        """Count another use of a name, of whatever kind, and return which use of its kind it is."""
+        asked = self._askers[full]
+        if asked[0] is not task:
             self._require_after(full, asked, task)
         if function is not None:
             self._require_same(name, function)
-        if asked is None or asked[0] is not task:  # nothing refuses it any more
-            self._askers[full] = (task, self._open_around(task))
-        count = self._counts.get(counted, 0) + 1
+        if asked[0] is not task:  # nothing refuses it any more
+            self._askers[full] = (task, self._open_around(task), asked[2])
+        counted = (kind, full)
+        count = self._counts.get(counted, 1 if kind == asked[2] else 0) + 1
         self._counts[counted] = count
-        return full, count
+        return count
 
     def _require_same(self, name: str, function: object) -> None:
         known = self._functions.setdefault(name, function)
@@ -64,7 +82,7 @@ class Names:
     def _open_around(self, task: trio.lowlevel.Task) -> frozenset[trio.Nursery]:
         """Return the nurseries open at this moment around a task that is not the root."""
         if task is self._root:
-            return frozenset()
+            return NOWHERE
         nurseries: set[trio.Nursery] = set()
         at = task
         while at is not self._root:
@@ -75,10 +93,8 @@ class Names:
             nurseries.update(at.child_nurseries)
         return frozenset(nurseries)
 
-    def _require_after(
-        self, name: str, asked: tuple[trio.lowlevel.Task, frozenset[trio.Nursery]], task: trio.lowlevel.Task
-    ) -> None:
-        earlier, open_then = asked
+    def _require_after(self, name: str, asked: Asker, task: trio.lowlevel.Task) -> None:
+        earlier, open_then, _ = asked
         around = set(self._chain(task))
         while True:
             nursery = earlier.parent_nursery

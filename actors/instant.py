@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from perdure.actors.calls import StepCall
 from perdure.actors.run import Run
-from perdure.limits import INPUT_BYTES_INLINE_MAX
+from perdure.limits import INPUT_BYTES_COMPARED_MAX, INPUT_BYTES_INLINE_MAX
 from perdure.storage.codec import return_annotation
 from perdure.storage.failure import describe_failure
 from perdure.storage.sql import Sql
@@ -28,10 +28,12 @@ class ValueCall(StepCall[T]):
 
     __slots__ = ("draw",)
 
+    kind = "value"
+
     def __init__(
         self, run: Run, name: str, draw: Callable[[], T], returns: object, *, key: object, depth: int
     ) -> None:
-        super().__init__(run, "value", name, key=key, depth=depth + 1)
+        super().__init__(run, name, key, depth=depth + 1)
         self.draw = draw
         self.coder = run.host.codec.coder(returns)
 
@@ -53,6 +55,8 @@ class TransactionCall(StepCall[T]):
 
     __slots__ = ("args", "fn")
 
+    kind = "transaction"
+
     def __init__(
         self,
         run: Run,
@@ -66,7 +70,7 @@ class TransactionCall(StepCall[T]):
         depth: int,
     ) -> None:
         coder = run.host.codec.coder(return_annotation(fn) if returns is None else returns)  # may refuse
-        super().__init__(run, "transaction", name, key=key, function=function, depth=depth + 1)
+        super().__init__(run, name, key, function, depth=depth + 1)
         self.fn = fn
         self.args = args
         self.coder = coder
@@ -81,7 +85,9 @@ class TransactionCall(StepCall[T]):
         run.host.gate.touch(run.file)
         sql = Sql(run.file)
         text, digest = (
-            run.host.codec.describe_input(self.args, bytes_max=INPUT_BYTES_INLINE_MAX)
+            run.host.codec.describe_input(
+                self.args, bytes_max=INPUT_BYTES_INLINE_MAX, digest_above=INPUT_BYTES_COMPARED_MAX
+            )
             if self.args
             else (None, None)
         )

@@ -26,12 +26,14 @@ from typing import Any, Final, Literal, NoReturn, Protocol, cast
 
 import trio
 
+from perdure.actors.callee import Callee
 from perdure.actors.context import CURRENT
 from perdure.actors.functions import Library
 from perdure.actors.host import Host, remaining_ms
 from perdure.actors.identity import Names
 from perdure.actors.mailbox import Mailbox
 from perdure.errors import DivergenceError, WorkflowCodeError
+from perdure.storage.codec import Coder
 from perdure.storage.files import InstanceFile
 from perdure.storage.journal import Journal
 from perdure.storage.records import Deadline, Key
@@ -72,6 +74,7 @@ class Run:
     """One call of `run()` under way. Made anew for each replay; used by step calls and the actor.
 
     `running` counts attempts under way; `open_calls` holds calls made and not finished, in order.
+    `callees` remembers what the step functions of this run are like; `held`: no attempt may start now.
     `overdue` names the attempts that are past their timeout and cannot be stopped. `on_quiet` is called
     when the last attempt has ended or a call has parked, `on_overdue` when `overdue` has changed.
     """
@@ -102,6 +105,9 @@ class Run:
         self.log = log
         self.names = Names(trio.lowlevel.current_task())
         self.open_calls: dict[Any, None] = {}
+        self.callees: dict[object, tuple[Callee, Coder]] = {}
+        self.replays_always = host.replay == "always"
+        self.held = False
         self.running = 0
         self.overdue: dict[str, None] = {}
         self.stopping: Stop | None = None
@@ -110,9 +116,9 @@ class Run:
         self._scope = trio.CancelScope(deadline=FAR_S)
         self._task = trio.lowlevel.current_task()
         self._leaves: dict[Leaf, None] = {}
+        self._is_idle = False
         self._replay_wanted = False
         self._may_start = trio.Event()
-        self._may_start.set()
         self._on_divergence = on_divergence
         self._on_quiet = on_quiet
         self._on_overdue = on_overdue
@@ -136,12 +142,13 @@ class Run:
     def end(self) -> None:
         """Say that the call is over. A task that it did not wait for records nothing from now on (law 8)."""
         self.over = True
+        self._note_idle()
         self.journal = cast("Journal", _Ended(self.key))
 
     def pause(self) -> bool:
         """Let attempts under way finish and start no more; True where none was under way."""
         self.pausing = True
-        self._may_start = trio.Event()
+        self._hold()
         self._stop_when_quiet()
         return self.running == 0
 
@@ -149,7 +156,13 @@ class Run:
         """Take a pause back that has not come about."""
         self.pausing = False
         if not self._replay_wanted:
+            self.held = False
             self._may_start.set()
+
+    def _hold(self) -> None:
+        if not self.held:
+            self.held = True
+            self._may_start = trio.Event()
 
     def _stop_when_quiet(self) -> None:
         if self.running == 0:
@@ -157,17 +170,28 @@ class Run:
                 self.stop("pause")
             elif self._replay_wanted:
                 self.stop("replay")
-            else:
+            elif self._leaves:  # where nothing is parked, run() goes on by itself
                 self._on_quiet()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no attempt is under way and at least one call is parked. Counted in `Host.idle`."""
+        return self._is_idle
+
+    def _note_idle(self) -> None:
+        is_idle = self.running == 0 and bool(self._leaves) and not self.over
+        if is_idle is not self._is_idle:
+            self._is_idle = is_idle
+            self.host.idle += 1 if is_idle else -1
 
     # -- for step calls --------------------------------------------------------------------
 
     def require_call(self, name: str) -> None:
         """Refuse a step call that is made where none may be."""
-        context = CURRENT.get(None)
-        if context is not None:
+        attempt = CURRENT.get(None)
+        if attempt is not None:
             raise WorkflowCodeError(
-                f"step {name!r} was called inside the step function of {context.step.name!r}: steps do not"
+                f"step {name!r} was called inside the step function of {attempt.name!r}: steps do not"
                 " nest; call it from run(), or call the plain function"
             )
         if self.over:
@@ -193,7 +217,7 @@ class Run:
 
     async def may_start(self) -> None:
         """Return when a new attempt may start: no pause and no replay is pending."""
-        while not self._may_start.is_set():
+        while self.held:
             if self.stopping is not None:
                 await self.until_cancelled()
             with self.parked(None):
@@ -218,10 +242,14 @@ class Run:
     def attempt_begins(self) -> None:
         """Count an attempt as under way; nothing stops the run for quiet until it has ended."""
         self.running += 1
+        if self._leaves:
+            self._note_idle()
 
     def attempt_ends(self) -> None:
         """Count an attempt as ended."""
         self.running -= 1
+        if self._leaves:
+            self._note_idle()
         if self.running == 0:
             self._stop_when_quiet()
 
@@ -242,9 +270,9 @@ class Run:
         While other attempts are under way it returns, so that what was recorded can end them (a race,
         a user's own cancel scope); no new attempt starts, and the last to end starts the run over.
         """
-        if self.host.replay == "always":
+        if self.replays_always:
             self._replay_wanted = True
-            self._may_start = trio.Event()
+            self._hold()
             self._stop_when_quiet()
             if self.stopping is not None:
                 await self.until_cancelled()
@@ -266,6 +294,7 @@ class Run:
         """Mark the calling task as parked until `wake`, or for an event, while inside."""
         leaf = Leaf(trio.lowlevel.current_task(), wake, self._hindrance())
         self._leaves[leaf] = None
+        self._note_idle()
         try:
             if self.running == 0:
                 self._on_quiet()
@@ -273,6 +302,7 @@ class Run:
                 yield
         finally:
             del self._leaves[leaf]
+            self._note_idle()
 
     def _hindrance(self) -> str | None:
         effective = trio.current_effective_deadline()

@@ -13,15 +13,15 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar, TypeVarTuple, Unpack, overload
 from uuid import UUID
 
-from perdure.actors.callee import Callee, callee_of
+from perdure.actors.callee import callee_of
 from perdure.actors.calls import StepCall
 from perdure.actors.compose import DeadlineCall, GroupCall, RaceCall
 from perdure.actors.context import StepContext
-from perdure.actors.do import DoCall
+from perdure.actors.do import DoCall, declared, known_of
 from perdure.actors.durations import Duration, point_in_time, seconds
 from perdure.actors.identity import function_identity
 from perdure.actors.instant import TransactionCall, ValueCall
-from perdure.actors.retry import Retries, Sensitive, resolve_config
+from perdure.actors.retry import DEFAULT_CONFIG, Retries, Sensitive, resolve_config
 from perdure.actors.run import Run
 from perdure.actors.signatures import (
     CallOrAny,
@@ -149,39 +149,14 @@ class WorkflowStep:
         >>> await step.do("fetch levels", fetch_levels, "Brest", retries=3, timeout="1 minute")
         [0.4, 3.1]
         """
-        config = resolve_config(retries=retries, timeout=timeout, sensitive=sensitive)
+        config = resolve_config(retries, timeout, None, sensitive)
+        run = self._run
         if fn is None:
-            return self._declare(name, config=config, returns=returns, key=key)
+            return declared(run, name, config, returns=returns, key=key)
         if name is None:
             raise InvalidArgumentError("a step needs a name: step.do(name, fn, *args)")
-        run = self._run
-        callee = callee_of(fn, run.library)
-        call: DoCall[Any] = DoCall(
-            run, name, fn, args, callee=callee, config=config, returns=returns, key=key, depth=2
-        )
+        call: DoCall[Any] = DoCall(run, name, fn, args, known_of(run, fn, returns), config, key, 2)
         return call
-
-    def _declare(self, name: str | None, *, config: Any, returns: object, key: object) -> Callable[..., Any]:
-        def declare(fn: Callable[..., Any]) -> Callable[..., Any]:
-            callee: Callee = callee_of(fn, self._run.library)
-            step_name = name if name is not None else fn.__name__
-
-            def call(*args: Any) -> DoCall[Any]:
-                return DoCall(
-                    self._run,
-                    step_name,
-                    fn,
-                    args,
-                    callee=callee,
-                    config=config,
-                    returns=returns,
-                    key=key,
-                    depth=2,
-                )
-
-            return call
-
-        return declare
 
     # -- waiting ---------------------------------------------------------------------------
 
@@ -331,18 +306,13 @@ class WorkflowStep:
         """
         if limit is not None and limit < 1:
             raise InvalidArgumentError(f"limit={limit!r}: it must be 1 or more, or None for all at once")
-        config = resolve_config(retries=retries, timeout=timeout, sensitive=sensitive)
+        config = resolve_config(retries, timeout, None, sensitive)
         run = self._run
-        callee = callee_of(fn, run.library)
-        parts: list[StepCall[Any]] = []
+        known = known_of(run, fn, returns)
         with run.declaring():
-            for index, item in enumerate(items):
-                args = (item,)
-                parts.append(
-                    DoCall(
-                        run, name, fn, args, callee=callee, config=config, returns=returns, key=index, depth=2
-                    )
-                )
+            parts: list[StepCall[Any]] = [
+                DoCall(run, name, fn, (item,), known, config, index, 3) for index, item in enumerate(items)
+            ]
         return GroupCall(run, name, parts, list, limit=limit, depth=2)
 
     @overload
@@ -412,18 +382,8 @@ class WorkflowStep:
                 calls[key] = part
             else:
                 # Each part has a function of its own, so its name is the whole `name[key]`.
-                callee, config = callee_of(part, self._run.library), resolve_config()
-                calls[key] = DoCall(
-                    self._run,
-                    f"{name}[{key}]",
-                    part,
-                    (),
-                    callee=callee,
-                    config=config,
-                    returns=None,
-                    key=None,
-                    depth=3,
-                )
+                known = known_of(self._run, part, None)
+                calls[key] = DoCall(self._run, f"{name}[{key}]", part, (), known, DEFAULT_CONFIG, None, 3)
         return calls
 
     def move_on_after(self, name: str, duration: Duration) -> DeadlineCall:

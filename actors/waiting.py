@@ -43,10 +43,12 @@ class SleepCall(StepCall[None]):
 
     __slots__ = ("seconds", "until_ms")
 
+    kind = "sleep"
+
     def __init__(
         self, run: Run, name: str, *, seconds: float | None, until_ms: int | None, depth: int
     ) -> None:
-        super().__init__(run, "sleep", name, depth=depth + 1)
+        super().__init__(run, name, depth=depth + 1)
         self.seconds = seconds
         self.until_ms = until_ms
 
@@ -98,6 +100,8 @@ class EventCall(StepCall[StepEvent[T]]):
 
     __slots__ = ("queued", "race", "timeout_s", "type", "where_decoded")
 
+    kind = "event"
+
     def __init__(
         self,
         run: Run,
@@ -110,7 +114,7 @@ class EventCall(StepCall[StepEvent[T]]):
         depth: int,
     ) -> None:
         coder = run.host.codec.coder(returns)  # refuses first
-        super().__init__(run, "event", name, depth=depth + 1)
+        super().__init__(run, name, depth=depth + 1)
         self.type = type_
         self.timeout_s = timeout_s
         self.where_decoded = where

@@ -242,17 +242,20 @@ class Codec:
             self._unhashable[id(annotation)] = coder  # which keeps the annotation, and so its id, alive
         return coder
 
-    def describe_input(self, args: tuple[object, ...], *, bytes_max: int) -> tuple[str | None, str]:
+    def describe_input(
+        self, args: tuple[object, ...], *, bytes_max: int, digest_above: int = -1
+    ) -> tuple[str | None, str | None]:
         """Return the positional arguments as JSON text, and the digest of that text.
 
-        The text is None when it is longer than `bytes_max`. What cannot be encoded stands there
+        The text is None when it is longer than `bytes_max`, the digest where the text is of at most
+        `digest_above` bytes, and so is as good for a comparison. What cannot be encoded stands there
         as `{"$type": "module.Class"}`. Never fails. Sets and keys are sorted, so that the digest
         is the same in every process.
 
         >>> Codec().describe_input((1, object()), bytes_max=100)[0]
         '[1,{"$type":"object"}]'
         """
-        return self._describer.describe(args, bytes_max=bytes_max)
+        return self._describer.describe(args, bytes_max, digest_above)
 
     def hook_for(self, cls: type[Any]) -> TypeHook | None:
         """Return the hook that stores a class, or None where there is none."""

@@ -21,7 +21,7 @@ import msgspec
 from perdure.storage.codec_compare import children, class_name, field_names
 from perdure.storage.codec_hooks import TypeHook
 
-__all__ = ["Describer"]
+__all__ = ["Describer", "digest_of"]
 
 DIGEST_BYTES: Final = 16
 """128 bits: nobody attacks it, and it stands in every row."""
@@ -30,11 +30,12 @@ LEVELS_MAX: Final = 64
 """Deeper than this an argument is described by its class: only a value built to be deep gets here."""
 
 
-def _digest(raw: bytes) -> str:
+def digest_of(raw: bytes) -> str:
+    """Return the digest of a description's text."""
     return blake2b(raw, digest_size=DIGEST_BYTES).hexdigest()
 
 
-_NO_ARGUMENTS: Final = ("[]", _digest(b"[]"))
+_NO_ARGUMENTS: Final = ("[]", digest_of(b"[]"))
 
 
 class Describer:
@@ -44,15 +45,23 @@ class Describer:
         self._hook_for = hook_for
         self._encode = msgspec.json.Encoder(enc_hook=self._describe_unknown, order="deterministic").encode
 
-    def describe(self, args: tuple[object, ...], *, bytes_max: int) -> tuple[str | None, str]:
-        """Return the text, or None beyond `bytes_max`, and the digest of the whole text."""
+    def describe(
+        self, args: tuple[object, ...], bytes_max: int, digest_above: int = -1
+    ) -> tuple[str | None, str | None]:
+        """Return the text, or None beyond `bytes_max`, and the digest of the whole text.
+
+        The digest is None where the text is of at most `digest_above` bytes, and so stands for itself.
+        """
         if not args:
             return _NO_ARGUMENTS
         try:
             raw = self._encode(args)
         except Exception:  # noqa: BLE001 (whatever it is, the careful way does without)
             raw = self._encode(self._tolerate(args, frozenset()))
-        return (raw.decode() if len(raw) <= bytes_max else None), _digest(raw)
+        size = len(raw)
+        if size <= digest_above:
+            return raw.decode(), None
+        return (raw.decode() if size <= bytes_max else None), digest_of(raw)
 
     def _describe_unknown(self, value: object) -> Any:
         try:

@@ -23,7 +23,8 @@ from perdure.storage.records import AttemptOutcome, Deadline, StepKind, StepStat
 from perdure.storage.values import get_value, put_value
 
 SCAN: Final = """
-    SELECT seq, kind, name, count, status, attempt, counted, input_digest, output, output_ref, error,
+    SELECT seq, kind, name, count, status, attempt, counted, coalesce(input_digest, input), output,
+        output_ref, error,
         started_at, attempt_at, attempt_commit, wake_at, wake_boot, boot, config, detail
     FROM _perdure_steps WHERE superseded IS NULL AND seq > ? ORDER BY seq"""
 WAITING: Final = SCAN.replace("seq > ?", "status = 'waiting'")
@@ -35,7 +36,7 @@ LAST: Final = """
 START: Final = """
     INSERT INTO _perdure_steps (seq, kind, name, count, status, attempt, counted, input, input_digest,
         started_at, attempt_at, config, detail, sensitive, started_commit, attempt_commit)
-    VALUES (?, ?, ?, ?, 'running', 1, 1, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+    VALUES (?1, ?2, ?3, ?4, 'running', 1, 1, ?5, ?6, ?7, ?7, ?8, ?9, ?10, ?11, ?11)"""
 WAIT: Final = """
     INSERT INTO _perdure_steps (seq, kind, name, count, status, attempt, counted, started_at, wake_at,
         wake_boot, boot, config, detail, started_commit)
@@ -73,7 +74,10 @@ SHIFT: Final = """
 
 
 class Step:
-    """One step as the journal has it. Changes only through the journal."""
+    """One step as the journal has it. Changes only through the journal.
+
+    `fingerprint` is what tells its arguments from others: their text, or its digest where it is long.
+    """
 
     __slots__ = (
         "attempt",
@@ -84,7 +88,7 @@ class Step:
         "counted",
         "detail",
         "error",
-        "input_digest",
+        "fingerprint",
         "kind",
         "name",
         "output",
@@ -102,7 +106,7 @@ class Step:
     status: StepStatus
     attempt: int
     counted: int
-    input_digest: str | None
+    fingerprint: str | None
     output: Stored | None
     output_ref: int | None
     error: str | None
@@ -116,9 +120,10 @@ class Step:
     @property
     def finished(self) -> bool:
         """Whether it will never be attempted or waited for again."""
-        return self.status in ("completed", "failed", "cancelled")
+        return self.status in ENDED
 
 
+ENDED: Final = frozenset(("completed", "failed", "cancelled"))
 KINDS: Final[tuple[StepKind, ...]] = get_args(StepKind)
 
 Identity = tuple[str, str, int]
@@ -153,7 +158,7 @@ class Journal:
     def take(self, kind: StepKind, name: str, count: int) -> Step | None:
         """Return the record of a step and hand it over, or None where there is none."""
         step = self._recorded.pop((kind, name, count), None)
-        if step is not None and step.finished:
+        if step is not None and step.status in ENDED:
             self._finished_left -= 1
         return step
 
@@ -183,6 +188,8 @@ class Journal:
 
     def output(self, step: Step) -> Stored:
         """Return the recorded output of a completed step."""
+        if step.output is not None:
+            return step.output
         value = get_value(self._file, step.output, step.output_ref)
         return "null" if value is None else value
 
@@ -207,24 +214,10 @@ class Journal:
         step = self._new(kind, name, count, "running", at_ms)
         step.attempt = step.counted = 1
         step.attempt_at_ms, step.attempt_commit = at_ms, stamp
-        step.input_digest, step.config, step.detail = input_digest, config, detail
+        step.fingerprint, step.config, step.detail = input_digest or input_text, config, detail
         self._file.execute(
             START,
-            (
-                step.seq,
-                kind,
-                name,
-                count,
-                input_text,
-                input_digest,
-                at_ms,
-                at_ms,
-                config,
-                detail,
-                sensitive,
-                stamp,
-                stamp,
-            ),
+            (step.seq, kind, name, count, input_text, input_digest, at_ms, config, detail, sensitive, stamp),
         )
         return step
 
@@ -360,7 +353,7 @@ class Journal:
         step = Step()
         step.seq, step.kind, step.name, step.count = self._seq, kind, name, count
         step.status, step.started_at_ms, step.attempt, step.counted = status, at_ms, 0, 0
-        step.input_digest = step.output = step.output_ref = step.error = step.wake = None
+        step.fingerprint = step.output = step.output_ref = step.error = step.wake = None
         step.attempt_at_ms = step.attempt_commit = step.config = step.detail = None
         return step
 
@@ -375,7 +368,7 @@ def _step(row: Any) -> Step:
     """Make a step of a row of SCAN, whose columns come in this order."""
     step = Step()
     step.seq, step.kind, step.name, step.count, step.status, step.attempt, step.counted, *rest = row
-    step.input_digest, step.output, step.output_ref, step.error, *rest = rest
+    step.fingerprint, step.output, step.output_ref, step.error, *rest = rest
     step.started_at_ms, step.attempt_at_ms, step.attempt_commit, *rest = rest
     wake_at_ms, wake_boot_ms, boot, step.config, step.detail = rest
     step.wake = None

@@ -17,13 +17,13 @@ import pytest
 import trio
 
 from perdure.actors.functions import (
-    SWITCH_INTERVAL_S,
     FunctionHost,
     asyncio_step,
     classify,
     open_function_host,
     process_step,
 )
+from perdure.actors.switching import SWITCH_INTERVAL_S
 from perdure.errors import (
     InvalidArgumentError,
     NonRetryableError,

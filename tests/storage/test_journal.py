@@ -71,7 +71,7 @@ def test_what_was_recorded_is_found_byte_for_byte(
 
     assert step is not None
     assert ("completed", 1, 1, "d1", '{"a":1}') == (
-        step.status, step.attempt, step.counted, step.input_digest, step.config,
+        step.status, step.attempt, step.counted, step.fingerprint, step.config,
     )  # fmt: skip
     assert ("null" if output is None else output) == again.output(step)
 
