@@ -21,6 +21,7 @@ import os
 import platform
 import sqlite3
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ from typing import Generic, TypeVar
 import msgspec
 
 from perdure.benchmarks.results import Better, Measure
+from perdure.storage.locks import file_system
 
 S = TypeVar("S", covariant=True)
 T = TypeVar("T")
@@ -144,13 +146,14 @@ def checksum(computed: object) -> str:
     return hashlib.blake2b(raw, digest_size=8).hexdigest()
 
 
-def environment() -> dict[str, str | int]:
-    """Return what the figures depend on besides the code."""
+def environment(folder: Path | None = None) -> dict[str, str | int]:
+    """Return what the figures depend on besides the code; `folder` is on the disk that is measured."""
     return {
         "perdure": importlib.metadata.version("perdure"),
         "python": platform.python_version(),
         "sqlite": sqlite3.sqlite_version,
         "system": f"{platform.system()} {platform.release()}",
+        "file system": file_system(folder or tempfile.gettempdir()) or "unknown",
         "processors": os.cpu_count() or 1,
         "load": f"{os.getloadavg()[0]:.2f}",
     }

@@ -54,7 +54,7 @@ class Options(NamedTuple):
 
 def run(names: Sequence[str], options: Options, peers: Peers, say: harness.Say) -> Results:
     """Run benchmarks one after the other. Errors of one are told in its result."""
-    environment = harness.environment()
+    environment = harness.environment(options.folder)
     results = [run_one(name, options, peers, say) for name in names]
     return Results(size=options.size, environment=environment, results=results)
 

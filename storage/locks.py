@@ -196,8 +196,17 @@ class FolderLock:
 def network_file_system(path: str | os.PathLike[str], mounts: list[Mount] | None = None) -> str | None:
     """Return the type of the network file system that `path` lies on, or None for a local one.
 
-    `path` need not exist. None also where the system does not say what is mounted; `mounts` replaces
-    what it says. On macOS, which CI does not run, it is asked through `mount`.
+    As `file_system`; None also where the system does not say what is mounted.
+    """
+    kind = file_system(path, mounts)
+    return kind if kind in _NETWORK_TYPES else None
+
+
+def file_system(path: str | os.PathLike[str], mounts: list[Mount] | None = None) -> str | None:
+    """Return the type of the file system that `path` lies on, or None where the system does not say.
+
+    `path` need not exist; `mounts` replaces what the system says is mounted. On macOS, which CI does
+    not run, it is asked through `mount`.
     """
     place = Path(path).resolve()
     best: Mount | None = None
@@ -205,7 +214,7 @@ def network_file_system(path: str | os.PathLike[str], mounts: list[Mount] | None
         # On equal length the later one wins: it lies over the earlier.
         if place.is_relative_to(mount.point) and (best is None or len(mount.point) >= len(best.point)):
             best = mount
-    return best.type if best is not None and best.type in _NETWORK_TYPES else None
+    return None if best is None else best.type
 
 
 def parse_mountinfo(text: str) -> list[Mount]:

@@ -51,7 +51,8 @@ def test_json_has_what_a_reader_needs_and_can_be_shown_again(place: Any) -> None
     found = json.loads(done.out)
 
     assert (1, "tiny") == (found["format"], found["size"])
-    assert {"perdure", "python", "sqlite", "system", "processors", "load"} == set(found["environment"])
+    depends = {"perdure", "python", "sqlite", "system", "file system", "processors", "load"}
+    assert depends == set(found["environment"])
     assert ["chain", "replay"] == [result["benchmark"] for result in found["results"]]
     for result in found["results"]:
         assert {"about", "rounds", "seconds", "checksum", "measures", "notes", "error"} < set(result)
