@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, Any, Final, cast
 
 import click
 import msgspec
@@ -78,8 +78,9 @@ def _parsed(file: IO[str]) -> Iterator[BatchLine]:
 def _line(value: Any, number: int) -> BatchLine:
     """Return what a line asks for: an object of `params` and perhaps `id` says both, all else is params."""
     instance_id: Any = None
-    if isinstance(value, dict) and "params" in value and set(value) <= {"id", "params"}:  # pyright: ignore[reportUnknownArgumentType] - any JSON
-        instance_id, value = value.get("id"), value["params"]  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType] - any JSON
+    fields = cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+    if "params" in fields and set(fields) <= {"id", "params"}:
+        instance_id, value = fields.get("id"), fields["params"]
     if instance_id is not None and not isinstance(instance_id, str):
         raise InvalidArgumentError(f"--batch: line {number}: an id is text, not {instance_id!r}")
     return BatchLine(params=msgspec.Raw(json.dumps(value, ensure_ascii=False).encode()), id=instance_id)

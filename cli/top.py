@@ -26,6 +26,8 @@ from perdure.engine.remote import Remote, open_remote
 
 ANSWER_S: Final = 3.0
 """How long a runtime that somebody owns is waited for: it looks ten times a second."""
+OTHERS_S: Final = 0.2
+"""How much longer the first look waits, for other workers than the one that was first to answer."""
 POLL_S: Final = 0.02
 COUNTS: Final = "SELECT workflow, status, count(*) AS instances FROM instances GROUP BY 1, 2 ORDER BY 1, 2"
 COUNTED_MAX: Final = 100_000
@@ -84,14 +86,16 @@ async def _live(console: Console, remote: Remote, look: Look, interval_s: float)
 
 async def _look(remote: Remote, look: Look) -> list[RuntimeStatistics]:
     """Return what each worker says of itself; nothing where nobody owns the folder, or none answers."""
+    is_first = not look.seen()
     look.begin()
     with trio.move_on_after(ANSWER_S):
         while remote.owner() is not None:
-            seen = look.seen()
-            if seen:
-                return seen
+            if look.seen():
+                break
             await trio.sleep(POLL_S)
-    return []
+    if is_first and look.seen():
+        await trio.sleep(OTHERS_S)
+    return look.seen() if remote.owner() is not None else []
 
 
 async def _as_json(remote: Remote, look: Look) -> dict[str, Any]:
