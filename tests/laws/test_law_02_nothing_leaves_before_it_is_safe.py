@@ -1,7 +1,8 @@
 """Law 2, the output gate: what leaves an actor rests on writes that are committed and on disk.
 
-A power cut is played by a disk that keeps, of each WAL, what it held when it was last synced: with
-the template beside it, that is the file that the machine would find when it comes up again.
+A power cut is played by a disk that keeps of each segment of the relay log, or of a WAL that is
+synced by itself, what it held when it was last synced: the file that redo makes of that is the one
+that the machine would find when it comes up again.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from perdure.storage.files import template
 from perdure.storage.gate import Gate
 from perdure.storage.query import QueryHost
 from perdure.storage.records import Key
+from perdure.storage.redo import redo
+from perdure.storage.relay_format import read_header
 
 Broken = Callable[[type, str, Callable[..., Any]], None]
 WAL_MAGIC = (b"\x37\x7f\x06\x82", b"\x37\x7f\x06\x83")
@@ -41,6 +44,7 @@ class CutDisk(Disk):
         self._folder = folder
         self._lying = lying
         self._wal = b""
+        self._segments: dict[int, bytes] = {}
 
     def sync_descriptor(self, descriptor: int) -> None:
         self.go_on.wait()
@@ -53,12 +57,19 @@ class CutDisk(Disk):
             return
         if data[:4] in WAL_MAGIC:
             self._wal = data
+        elif read_header(data) is not None:
+            self._segments[os.fstat(descriptor).st_ino] = data
 
     def rows(self, query: str, *bindings: object) -> list[Any]:
         path = self._folder / "found.sqlite"
         for suffix, data in (("", template()), ("-wal", self._wal)):
             Path(f"{path}{suffix}").write_bytes(data)
         Path(f"{path}-shm").unlink(missing_ok=True)
+        relay = self._folder / "found-relay"
+        relay.mkdir(exist_ok=True)
+        for number, data in self._segments.items():
+            (relay / f"1.1.{number}.log").write_bytes(data)
+        redo(relay, self._folder, Disk(), boot=0, locate=lambda *_: (path, 0))
         with closing(sqlite3.connect(path)) as connection:
             return connection.execute(query, bindings).fetchall()
 
