@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -42,21 +43,22 @@ async def _watch(state: Path, instance: str, as_json: bool, after: int) -> str:
     async with open_remote(state) as remote:
         key = remote.resolve(instance)
         told = False
-        async for _ in remote.changes(key):
-            async with remote.read(key) as file:
-                rows = await file.fetch(HISTORY, after) if file.has_file else []
-                status, owned = file.status, file.owned
-            for row in rows:
-                after = row["commit"]
-                _print(console, row, as_json)
-            if status.status in ENDED:
-                _ended(status.status, status.reason, as_json)
-                return status.status
-            if not owned and not told:
-                click.echo(
-                    f"perdure: no process runs {state} now: waiting for `perdure serve FILE`", err=True
-                )
-            told = not owned
+        async with contextlib.aclosing(remote.changes(key)) as changes:
+            async for _ in changes:
+                async with remote.read(key) as file:
+                    rows = await file.fetch(HISTORY, after) if file.has_file else []
+                    status, owned = file.status, file.owned
+                for row in rows:
+                    after = row["commit"]
+                    _print(console, row, as_json)
+                if status.status in ENDED:
+                    _ended(status.status, status.reason, as_json)
+                    return status.status
+                if not owned and not told:
+                    click.echo(
+                        f"perdure: no process runs {state} now: waiting for `perdure serve FILE`", err=True
+                    )
+                told = not owned
     raise AssertionError("changes never ends")
 
 

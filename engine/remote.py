@@ -20,7 +20,7 @@ import contextlib
 import difflib
 import os
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import Any, Final, get_args
 
@@ -375,7 +375,7 @@ class Remote:
         """Run one reading statement over the catalog, which is always synced."""
         return await self._queries.fetch(self.folder.catalog, query, timeout_s=timeout_s)
 
-    async def changes(self, key: Key) -> AsyncIterator[None]:
+    async def changes(self, key: Key) -> AsyncGenerator[None, None]:
         """Yield at once, and then whenever something of the instance may have changed."""
         seen: object = None
         while True:

@@ -142,9 +142,9 @@ class Place:
         self.started.append(process)
         return process
 
-    def serve(self) -> subprocess.Popen[str]:
+    def serve(self, *options: str) -> subprocess.Popen[str]:
         """Start `perdure serve` and return once it is ready."""
-        process = self.start("serve", "workflows.py", "--json")
+        process = self.start("serve", "workflows.py", "--json", *options)
         assert process.stdout is not None
         line = process.stdout.readline()
         if not line:
@@ -185,11 +185,13 @@ def place(tmp_path: Path) -> Iterator[Place]:
     made.close()
 
 
-@pytest.fixture(params=["served", "alone"])
+@pytest.fixture(params=["served", "served by workers", "alone"])
 def anyplace(request: pytest.FixtureRequest, place: Place) -> Place:
-    """Return a place where a `perdure serve` runs, and then one where nothing does."""
+    """Return a place where a `perdure serve` runs, one where it has workers, and one where nothing runs."""
     if request.param == "served":
         place.serve()
+    if request.param == "served by workers":
+        place.serve("--workers", "2")
     return place
 
 

@@ -22,7 +22,7 @@ from perdure.engine.supervisor import Supervisor, Worker
 pytestmark = pytest.mark.slow
 
 PROGRAMS = Path(__file__).parent / "programs"
-COUNT = 60
+COUNT = 30
 
 
 @pytest.fixture

@@ -40,4 +40,4 @@ def claim_all(_catalog: Catalog, rows: list[Any], owner: int) -> list[Any]:
 
 if os.environ.get("BREAK_LAW_9") == "claims-mark-no-row":
     type.__setattr__(Catalog, "_claim_all", claim_all)
-app = App([Owned, Waiting], limits=Limits(worker_silence_s=2, idle_grace_s=600))
+app = App([Owned, Waiting], limits=Limits(worker_silence_s=2, idle_grace_s=600, reset_delay_s=0.2))
