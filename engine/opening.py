@@ -92,11 +92,7 @@ async def open_runtime(
     folder = StateFolder(path)
     folder.prepare()
     if workers > 1:
-        if clock is not None or disk is not None or asyncio_loop is not None:
-            raise InvalidArgumentError(
-                "workers: a clock, a disk or a loop of this process cannot be given to others: run with one"
-                " worker"
-            )
+        _refuse_what_is_of_this_process(clock, disk, asyncio_loop)
         async with open_with_workers(
             folder, app, count=workers, durability=durability, replay=replay
         ) as runtime:
@@ -127,6 +123,13 @@ async def open_runtime(
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(reading.close)
                 await trio.to_thread.run_sync(writing.close)
+
+
+def _refuse_what_is_of_this_process(*given: object) -> None:
+    if any(part is not None for part in given):
+        raise InvalidArgumentError(
+            "workers: a clock, a disk or a loop of this process is of no use to others: run with one worker"
+        )
 
 
 def _check_options(durability: str, replay: str, workers: int, objects: Sequence[type]) -> None:
@@ -173,13 +176,7 @@ class Opening:
     @contextlib.asynccontextmanager
     async def serve(self, env: Any) -> AsyncGenerator[Runtime]:
         """Run all parts while inside."""
-        writer = CatalogWriter(
-            self.writing,
-            path=self.folder.catalog,
-            batch_max=self.app.limits.catalog_batch_max,
-            waiting_max=self.app.limits.catalog_waiting_max,
-            turn=self.turn,
-        )
+        writer = self._writer()
         timers = TimerQueue(self.clock)
         openings = FileHost("perdure open", threads_max=OPENING_THREADS)
         closings = FileHost("perdure close", threads_max=self.app.limits.sync_threads_max)
@@ -243,6 +240,13 @@ class Opening:
             raise only(group) from None
         if failure is not None:
             raise failure
+
+    def _writer(self) -> CatalogWriter:
+        limits = self.app.limits
+        return CatalogWriter(
+            self.writing, path=self.folder.catalog, batch_max=limits.catalog_batch_max,
+            waiting_max=limits.catalog_waiting_max, turn=self.turn,
+        )  # fmt: skip
 
     def _relay_log(self, worker: int, writer: CatalogWriter) -> RelayLog | None:
         """Return the log that makes commits durable, where this system and the durability are for one."""

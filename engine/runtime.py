@@ -105,7 +105,7 @@ class Runtime:
         start_at_ms = None if at is None else point_in_time(at)
         key = Key(definition.name, birth.id)
         instance: Instance[Any] = Instance(key, self._access, self.queries, definition)
-        row = self._access.catalog.find(key)
+        row = None if id is None and token is None else self._access.catalog.find(key)
         if token is not None and row is not None and row.incarnation == birth.incarnation:
             return instance
         if if_exists != "fail" and row is not None:
