@@ -27,12 +27,13 @@ class WalTooLong(Exception):  # noqa: N818 - it says what is the case, and is no
 class Commits:
     """What was read: the last image of each page, the file's length, and where reading goes on."""
 
-    __slots__ = ("end", "file_pages", "images", "page_bytes", "salts")
+    __slots__ = ("commits", "end", "file_pages", "images", "page_bytes", "salts")
 
     def __init__(self, page_bytes: int, salts: bytes, end: int) -> None:
         self.page_bytes = page_bytes
         self.salts = salts
         self.end = end
+        self.commits = 0
         self.file_pages = 0
         self.images: dict[int, bytes] = {}
 
@@ -56,7 +57,7 @@ def read_commits(
     found = Commits(page_bytes, now, after)
     frame_bytes = FRAME_HEADER_BYTES + page_bytes
     data = os.pread(descriptor, FIRST_READ_BYTES, after)
-    at, seen = 0, 0
+    at = 0
     pending: list[tuple[int, int]] = []
     while True:
         if at + frame_bytes > len(data):
@@ -70,7 +71,7 @@ def read_commits(
         page, file_pages, frame_salts = FRAME.unpack_from(data, at)
         if frame_salts != now:
             return found, False
-        if seen == commits:
+        if found.commits == commits:
             return found, True
         at += frame_bytes
         pending.append((page, at))
@@ -79,7 +80,7 @@ def read_commits(
                 found.images[number] = data[end - page_bytes : end]
             pending.clear()
             found.file_pages, found.end = file_pages, after + at
-            seen += 1
+            found.commits += 1
 
 
 def last_commit_is_whole(descriptor: int, end: int, page_bytes: int) -> bool:
