@@ -231,7 +231,7 @@ async def test_the_reset_check_fails_when_the_lost_transaction_goes_unnoticed(
 
 
 class FailingDisk(Disk):
-    """A disk on which the second sync of a WAL fails."""
+    """A disk on which the second sync of what was committed fails."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -239,7 +239,7 @@ class FailingDisk(Disk):
 
     def sync_descriptor(self, descriptor: int) -> None:
         self.syncs += 1
-        if self.syncs == 3:  # the first is of the new file itself
+        if self.syncs == 4:  # the first are of the log that is begun
             raise OSError(5, "input/output error")
         super().sync_descriptor(descriptor)
 

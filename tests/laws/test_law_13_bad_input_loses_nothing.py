@@ -225,7 +225,7 @@ async def test_the_options_check_fails_when_they_are_not_looked_at(folder: Path,
     broken(perdure.engine.opening, "_check_options", lambda *_: None)
 
     with pytest.raises(AssertionError, match="it was opened"):
-        await opening_is_refused(folder, workers=2)
+        await opening_is_refused(folder, workers=0)
 
 
 # -- opening -----------------------------------------------------------------------------------
@@ -249,7 +249,7 @@ class Nameless(WorkflowEntrypoint):
 @pytest.mark.parametrize(
     "options",
     [
-        {"workers": 2},
+        {"workers": 0},
         {"durability": "maybe"},
         {"replay": "sometimes"},
         {"objects": [object]},
