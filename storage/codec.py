@@ -243,7 +243,7 @@ class Codec:
         return coder
 
     def describe_input(
-        self, args: tuple[object, ...], *, bytes_max: int, digest_above: int = -1
+        self, args: tuple[object, ...], bytes_max: int, digest_above: int = -1
     ) -> tuple[str | None, str | None]:
         """Return the positional arguments as JSON text, and the digest of that text.
 
@@ -318,6 +318,8 @@ def _refuse_text(_text: bytes | str) -> NoReturn:
 
 
 def _same_built_ins(value: Any, decoded: Any) -> bool:
+    if type(value) is str:  # a large text, read at the speed of memory
+        return type(decoded) is str and value == decoded
     try:
         return _fingerprint(value, _FINGERPRINT_VERSION) == _fingerprint(decoded, _FINGERPRINT_VERSION)
     except ValueError:  # another class somewhere inside

@@ -28,7 +28,7 @@ KEYS: Final[dict[str, tuple[str, ...]]] = {
     "fanout": ("fanout/full",),
     "sleepers": ("sleepers/p50", "sleepers/p99"),
     "asleep": ("asleep/each",),
-    "recover": ("recover",),
+    "recover": ("recover/spawn",),
     "large": ("large/1",),
     "bytes": ("bytes/instance",),
 }
@@ -79,7 +79,7 @@ class Dbos:
             switch_to_wal(file)
         count = COUNTS[benchmark][size]
         if benchmark == "recover":
-            return {"recover": self._recover(file, count)}
+            return {"recover/spawn": self._recover(file, count)}
         if benchmark in SLEEPING:  # one run tells of both
             found = self._sleepers = self._sleepers or self._run(benchmark, file, count, SLEEP_S[size])
         else:

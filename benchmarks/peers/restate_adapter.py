@@ -23,7 +23,7 @@ KEYS: Final[dict[str, tuple[str, ...]]] = {
     "short": ("short/full",),
     "latency": ("latency/p50", "latency/p99"),
     "fanout": ("fanout/full",),
-    "recover": ("recover",),
+    "recover": ("recover/spawn",),
     "large": ("large/1",),
 }
 COUNTS: Final[dict[str, dict[Size, int]]] = {

@@ -240,7 +240,7 @@ def measure_recover(stack: Stack, count: int) -> dict[str, float]:
     stack.start()
     while len({number for number, _ in trace(stack)}) < count:
         time.sleep(0.01)
-    return {"recover": 1e3 * (trace(stack)[before][1] - began_s)}
+    return {"recover/spawn": 1e3 * (trace(stack)[before][1] - began_s)}
 
 
 def trace(stack: Stack) -> list[tuple[int, float]]:
