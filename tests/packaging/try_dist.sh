@@ -4,7 +4,7 @@
 #
 #   try_dist.sh PYTHON FILE [--smoke-only | pytest's arguments]
 #
-# Tests, examples and benchmarks are copied beside the environment, without the sources, so that
+# Tests, examples and docs are copied beside the environment, without the sources, so that
 # `perdure` can only be the installed one. Tests marked `checkout` skip themselves there.
 set -euo pipefail
 
@@ -22,7 +22,7 @@ pip=("$bin/python" -m pip install -qq --disable-pip-version-check)
 
 mkdir "$elsewhere/tree"
 cd "$elsewhere/tree"
-for part in tests examples benchmarks docs README.md pyproject.toml; do
+for part in tests examples docs README.md pyproject.toml; do
     [ ! -e "$tree/$part" ] || cp -R "$tree/$part" .
 done
 echo "$(basename "$dist"): smoke test in an empty environment"
