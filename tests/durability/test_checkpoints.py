@@ -105,7 +105,7 @@ def test_the_header_with_which_a_wal_starts_over_is_synced_before_its_frames(
     wal = tmp_path / "state" / "Job" / "one.sqlite-wal"
     trace = tmp_path / "trace"
     tracer = (strace, "-f", "-qq", "-P", str(wal), "-e", "trace=pwrite64,fdatasync", "-o", str(trace))
-    _, errors = launch("strike", tmp_path / "state", "checkpoint", 0, under=tracer).communicate()
+    _, errors = launch("strike", tmp_path / "state", "checkpoint", 0, "--by-file", under=tracer).communicate()
     calls = [line for line in trace.read_text("utf-8").splitlines() if not re.search(r"resumed>", line)]
     headers = [n for n, line in enumerate(calls) if re.search(r"pwrite64\(\d+, .*, 32, 0\)", line)]
 

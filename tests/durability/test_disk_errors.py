@@ -36,7 +36,7 @@ def test_an_instance_goes_on_after_an_error_of_the_disk(  # noqa: PLR0917 - pyte
     inject = ("-P", str(path), "-e", f"trace={call}", "-e", f"inject={call}:error={error}:when={when}")
     trace = tmp_path / "trace"
     tracer = (strace, "-f", "-qq", "-o", str(trace), *inject)
-    process = launch("strike", tmp_path / "state", "checkpoint", 0, "--soon", under=tracer)
+    process = launch("strike", tmp_path / "state", "checkpoint", 0, "--soon", "--by-file", under=tracer)
     output, errors = process.communicate()
 
     assert 0 == process.returncode, errors

@@ -75,11 +75,18 @@ class StrikingConnection(sqlite3.Connection):
 class StrikingDisk(Disk):
     """A disk with a point before and after each thing it is asked for, and within a write."""
 
+    @property
+    def syncs_file_systems(self) -> bool:
+        return "--by-file" not in sys.argv and super().syncs_file_systems
+
     def sync_descriptor(self, descriptor: int) -> None:
         self._around(lambda: super(StrikingDisk, self).sync_descriptor(descriptor))
 
     def sync_directory(self, path: Path) -> None:
         self._around(lambda: super(StrikingDisk, self).sync_directory(path))
+
+    def sync_file_system(self, path: Path) -> None:
+        self._around(lambda: super(StrikingDisk, self).sync_file_system(path))
 
     def make_folder(self, path: Path, *, durable: bool) -> None:
         self._around(lambda: super(StrikingDisk, self).make_folder(path, durable=durable))
