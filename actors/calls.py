@@ -17,6 +17,7 @@ from collections.abc import Generator
 from types import CodeType
 from typing import Any, ClassVar, Generic, TypeVar
 
+from perdure.actors.context import CURRENT
 from perdure.actors.run import EXPIRED, Run
 from perdure.errors import DivergenceError, PerdureError, WorkflowCodeError
 from perdure.storage.codec import Coder
@@ -59,7 +60,8 @@ class StepCall(Generic[T]):
     def __init__(
         self, run: Run, name: str, key: object = None, function: object = None, depth: int = 2
     ) -> None:
-        run.require_call(name)
+        if run.over or CURRENT.get(None) is not None:
+            run.require_call(name)
         self.run = run
         self.awaited = False
         self.coder = None

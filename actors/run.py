@@ -106,6 +106,7 @@ class Run:
         self.names = Names(trio.lowlevel.current_task())
         self.open_calls: dict[Any, None] = {}
         self.callees: dict[object, tuple[Callee, Coder]] = {}
+        self.describe = host.codec.describe_input
         self.replays_always = host.replay == "always"
         self.held = False
         self.running = 0

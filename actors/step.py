@@ -10,6 +10,7 @@ import builtins
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import UTC, datetime
+from types import FunctionType
 from typing import Any, TypeVar, TypeVarTuple, Unpack, overload
 from uuid import UUID
 
@@ -149,13 +150,16 @@ class WorkflowStep:
         >>> await step.do("fetch levels", fetch_levels, "Brest", retries=3, timeout="1 minute")
         [0.4, 3.1]
         """
-        config = resolve_config(retries, timeout, None, sensitive)
+        config = DEFAULT_CONFIG
+        if retries is not None or timeout is not None or sensitive is not None:
+            config = resolve_config(retries, timeout, None, sensitive)
         run = self._run
         if fn is None:
             return declared(run, name, config, returns=returns, key=key)
         if name is None:
             raise InvalidArgumentError("a step needs a name: step.do(name, fn, *args)")
-        call: DoCall[Any] = DoCall(run, name, fn, args, known_of(run, fn, returns), config, key, 2)
+        known = run.callees.get(fn) if returns is None and type(fn) is FunctionType else None
+        call: DoCall[Any] = DoCall(run, name, fn, args, known or known_of(run, fn, returns), config, key, 2)
         return call
 
     # -- waiting ---------------------------------------------------------------------------

@@ -158,7 +158,7 @@ class Journal:
     def take(self, kind: StepKind, name: str, count: int) -> Step | None:
         """Return the record of a step and hand it over, or None where there is none."""
         step = self._recorded.pop((kind, name, count), None)
-        if step is not None and step.status in ENDED:
+        if step is not None and (step.status == "completed" or step.status in ENDED):
             self._finished_left -= 1
         return step
 

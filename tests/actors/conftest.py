@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from perdure import InstanceFailedError, WorkflowEntrypoint, WorkflowEvent, WorkflowStep
+from perdure.actors.functions import FunctionHost, open_function_host
 from perdure.actors.host import Replay
 from perdure.testing import open_test_runtime
 
@@ -49,3 +50,10 @@ def play(tmp_path: Path, replay: Replay) -> Callable[..., Awaitable[Played]]:
         return Played(result=result, error=error, steps=steps)
 
     return play
+
+
+@pytest.fixture
+async def host() -> AsyncIterator[FunctionHost]:
+    """Yield what runs step functions."""
+    async with open_function_host(threads_max=2, processes_max=2) as opened:
+        yield opened

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import pytest
+import trio
 
 from perdure.actors.callee import callee_of
 from perdure.actors.context import StepContext
+from perdure.actors.functions import asyncio_step
 from perdure.errors import InvalidArgumentError
 
 
@@ -69,3 +72,47 @@ def test_a_bound_method_has_its_context_one_place_earlier_than_its_function() ->
 def test_what_cannot_be_called_is_refused(nothing: Any) -> None:
     with pytest.raises(InvalidArgumentError, match="a step needs a function"):
         callee_of(nothing, "trio")
+
+
+# -- what surely never waits -------------------------------------------------------------------
+
+
+async def at_once(number: int) -> int:
+    return [each for each in range(number + 1)][-1]  # noqa: C416 - a comprehension is code of its own
+
+
+async def by_await() -> None:
+    await trio.lowlevel.checkpoint()
+
+
+async def by_block() -> None:
+    async with trio.open_nursery():
+        pass
+
+
+async def by_loop(items: AsyncIterator[int]) -> list[int]:
+    return [item async for item in items]
+
+
+async def with_context(context: StepContext) -> int:
+    return context.attempt
+
+
+def plain() -> int:
+    return 1
+
+
+def test_a_coroutine_function_without_any_await_never_waits() -> None:
+    assert callee_of(at_once, "trio").never_waits
+
+
+@pytest.mark.parametrize(
+    "fn", [by_await, by_block, by_loop, plain, asyncio_step(at_once), partial(at_once, 1)]
+)
+def test_whatever_may_wait_is_run_where_it_can(fn: Callable[..., Any]) -> None:
+    assert not callee_of(fn, "trio").never_waits
+
+
+def test_a_function_that_takes_its_context_or_runs_on_asyncio_is_not_run_on_the_spot() -> None:
+    assert not callee_of(with_context, "trio").never_waits
+    assert not callee_of(at_once, "asyncio").never_waits

@@ -31,6 +31,7 @@ class Opaque:
 
 def test_no_arguments_are_an_empty_list() -> None:
     text, digest = Codec().describe_input((), bytes_max=100)
+    assert digest is not None
     assert ("[]", 32) == (text, len(digest))
 
 
@@ -109,3 +110,10 @@ def test_a_digest_does_not_depend_on_the_hash_seed() -> None:
         for seed in ("1", "2", "3")
     }
     assert 1 == len(seen)
+
+
+def test_a_short_text_stands_for_itself_and_has_no_digest() -> None:
+    codec = Codec()
+    assert ('["low"]', None) == codec.describe_input(("low",), bytes_max=100, digest_above=7)
+    text, digest = codec.describe_input(("lower",), bytes_max=100, digest_above=7)
+    assert ('["lower"]', 32) == (text, len(digest or ""))
