@@ -65,6 +65,7 @@ def template() -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "template.sqlite")
         connection = sqlite3.connect(path, isolation_level=None)
+        connection.execute("PRAGMA synchronous=OFF")
         connection.execute(f"PRAGMA page_size={PAGE_BYTES}")
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
