@@ -154,17 +154,28 @@ def measure(root: Path, options: Any) -> tuple[float, collections.Counter[Stack]
 
 
 def table(step_s: float, stacks: collections.Counter[Stack]) -> str:
-    """Return the functions that take most by themselves, in microseconds of a step."""
+    """Return the floors, and the functions that take most by themselves, in microseconds of a step."""
     alone: collections.Counter[str] = collections.Counter()
     for stack, count in stacks.items():
         alone[stack[-1]] += count
     whole = stacks.total()
-    lines = [f"{'µs per step':>11}  {'share':>6}  function, without what it calls in Python"]
-    lines += [
-        f"{step_s * 1e6 * count / whole:11.2f}  {count / whole:6.1%}  {name}"
-        for name, count in alone.most_common(ROWS_SHOWN)
-    ]
-    return "\n".join(lines)
+    floors: collections.Counter[str] = collections.Counter()
+    for name, count in alone.items():
+        floors[floor_of(name) or "whatever else runs, the user's code included"] += count
+    lines: list[str] = []
+    for title, counts in (("floor", floors), ("function, without what it calls in Python", alone)):
+        lines.append(f"{'µs per step':>11}  {'share':>6}  {title}")
+        lines += [
+            f"{step_s * 1e6 * count / whole:11.2f}  {count / whole:6.1%}  {name}"
+            for name, count in counts.most_common(ROWS_SHOWN)
+        ]
+        lines.append("")
+    return "\n".join(lines[:-1])
+
+
+def floor_of(name: str) -> str:
+    """Return the floor that a frame's label belongs to; empty for what is on none."""
+    return next(floor for floor in COLOURS if name.startswith(floor))
 
 
 class Node:
@@ -218,7 +229,7 @@ def flame(title: str, step_s: float, root: Node) -> str:
 
 
 def _shape(name: str, us: float, left: float, top: float, width: float) -> str:
-    colour = next(colour for floor, colour in COLOURS.items() if name.startswith(floor))
+    colour = COLOURS[floor_of(name)]
     shown = name if len(name) * CHAR_WIDTH < width else name[: max(0, int(width / CHAR_WIDTH) - 1)]
     text = (
         f'<text x="{left + 2:.1f}" y="{top + 12:.1f}">{html.escape(shown)}</text>' if len(shown) > 2 else ""
