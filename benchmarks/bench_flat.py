@@ -1,7 +1,7 @@
 """`flat`: what a step costs in chains of 10 to 100,000 steps. It is not to grow with the chain.
 
 Durability is `process`: a sync takes as long in a long chain as in a short one, and would hide what grows.
-The figure of the first table line is the dearest step over the cheapest, by the length of their chains.
+The first figure is the dearest step over the cheapest, by the length of their chains, of the medians.
 """
 
 from __future__ import annotations
@@ -30,14 +30,11 @@ def run(bench: Bench[tuple[int, ...]]) -> Found:
         }
     )
     costs = {name: [lap.seconds / lap.steps * 1e6 for lap in each] for name, each in laps.items()}
-    spreads = [
-        max(each[number] for each in costs.values()) / min(each[number] for each in costs.values())
-        for number in range(bench.rounds)
-    ]
+    medians = [median(cost) for cost in costs.values()]  # a spread within each round would add its noise
     dearest = max(costs, key=lambda name: median(costs[name]))
     measures = [
         compared(
-            spreads,
+            [max(medians) / min(medians)],
             key="flat/spread",
             what=f"dearest step over cheapest, {bench.size[0]:,} to {bench.size[-1]:,} steps",
             unit="times",

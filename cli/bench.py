@@ -82,11 +82,11 @@ def bench(
         beside = _peers(peer_python if peers else None, options_)
         with bench_show.progress(quiet=quiet) as say:
             results = suite.run(chosen, options_, beside, say)
-    _print(results, as_json=as_json, markdown=markdown)
     if page_file is not None:
         page_file.write_text(page.inserted(page_file.read_text("utf-8"), results), "utf-8")
     if image is not None:
         plot.draw(results, image)
+    _print(results, as_json=as_json, markdown=markdown)
     return exits.FAILED if any(result.error for result in results.results) else exits.OK
 
 

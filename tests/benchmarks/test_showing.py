@@ -8,7 +8,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from perdure import InvalidArgumentError
-from perdure.benchmarks import page, plot
+from perdure.benchmarks import page, plot, suite
 from perdure.benchmarks.results import Measure, PeerFigure, Result, Results
 
 CHAIN = Measure(
@@ -111,3 +111,20 @@ def test_tables_are_put_between_the_marks_of_a_page() -> None:
 def test_a_page_without_marks_is_refused() -> None:
     with pytest.raises(InvalidArgumentError, match="no lines"):
         page.inserted("# Page", RESULTS)
+
+
+@pytest.mark.checkout
+def test_the_tables_of_the_documentation_are_those_of_the_results_beside_it() -> None:
+    docs = Path(__file__).resolve().parents[2] / "docs"
+    results = suite.read(docs / "benchmarks.json")
+    text = (docs / "benchmarks.md").read_text("utf-8")
+
+    assert page.inserted(text, results) == text
+    assert plot.svg(plot.picture(results)) == (docs / "images" / "benchmarks.svg").read_text("utf-8")
+
+
+@pytest.mark.checkout
+def test_the_documentation_tells_of_every_benchmark() -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "benchmarks.md").read_text("utf-8")
+
+    assert [] == [name for name in suite.BENCHMARKS if f"| `{name}` | " not in text]
