@@ -166,9 +166,11 @@ def _touched(path: Path) -> int | None:
 class Look:
     """Looks at the runtime of a state folder from another process.
 
-    >>> look = Look(StateFolder("state"))
-    >>> look.begin()
-    >>> [each.warm for each in look.seen()]
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as state:
+    ...     look = Look(StateFolder(state))
+    ...     look.begin()
+    ...     [each.warm for each in look.seen()]
     []
     """
 

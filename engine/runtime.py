@@ -238,7 +238,9 @@ class Runtime:
     def statistics(self) -> RuntimeStatistics:
         """Return what the runtime is doing now and what it has done since it was opened, in figures.
 
-        >>> runtime.statistics().workflows["Tides"].started
-        1
+        >>> await (await runtime.create(Tides, params="Cork")).result()
+        3.1
+        >>> runtime.statistics().workflows["Tides"].started > 0
+        True
         """
         return self._statistics()

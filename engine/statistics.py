@@ -82,8 +82,10 @@ class RuntimeStatistics(msgspec.Struct, frozen=True, kw_only=True):
     `parked` ones could leave memory now. `oldest_query_s` is the age of the longest running query, which
     keeps a WAL from being reset. Counters begin when the runtime is opened, `uptime_s` ago.
 
-    >>> runtime.statistics().workflows["Tides"].finished
-    1
+    >>> await (await runtime.create(Tides, params="Cork")).result()
+    3.1
+    >>> runtime.statistics().workflows["Tides"].finished > 0
+    True
     """
 
     at: datetime
