@@ -68,7 +68,7 @@ def settle_logs(folder: StateFolder, boot: int, catalog: Catalog | None, disk: D
 
     if any(segment.boot != boot for _, segment in found):
         redo(folder.relay, folder.root, disk, boot=boot, locate=locate)
-    elif found:
+    elif folder.relay.exists() and any(folder.relay.iterdir()):
         settle(folder.relay, folder.root, disk)
     last = None if catalog is None else catalog.last_worker()
     if catalog is not None and last is not None and last.boot != boot and last.durability == "full":

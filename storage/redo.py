@@ -29,6 +29,7 @@ from perdure.storage.relay_format import (
     CLOSED,
     HEADER_BYTES,
     IMAGES,
+    SECTOR_BYTES,
     TEMPLATE,
     VOID,
     Entry,
@@ -36,10 +37,15 @@ from perdure.storage.relay_format import (
     decode_batches,
     read_header,
 )
+from perdure.storage.wal import WalFound, examine_wal
 
 logger: Final = logging.getLogger("perdure.storage")
 DECIDED: Final = "redo.json"
 """What an interrupted redo had decided: by then its own writing has changed the files' times."""
+
+
+SETTLED: Final = ".settled"
+"""End of the name of a list of logs that are about to be removed, and do not count any more."""
 
 
 class Decision(msgspec.Struct, frozen=True):
@@ -55,35 +61,87 @@ class Story(msgspec.Struct):
     entries: list[Entry]
 
     @property
+    def salts(self) -> set[bytes]:
+        """The salts of all WALs of this runtime from which the log has anything."""
+        return {entry.salts for entry in self.entries if entry.kind == IMAGES}
+
+    @property
     def images(self) -> list[Entry]:
-        """The images that count: those behind the last entry that voids what is before it."""
+        """The images that count: those behind the last entry that voids what is before it.
+
+        So does somebody who wrote the file between two times that this runtime had it open: they synced it.
+        """
         found: list[Entry] = []
+        closed: int | None = None
         for entry in self.entries:
-            if entry.kind == VOID or entry.born:
+            foreign = entry.kind == IMAGES and closed is not None and entry.opened != closed
+            if entry.kind == VOID or entry.born or foreign:
                 found = []
+            closed = entry.number if entry.kind == CLOSED else None
             if entry.kind == IMAGES:
                 found.append(entry)
         return found
 
 
 def segments(folder: Path) -> list[tuple[Path, Segment]]:
-    """Return the segments in the folder `relay/`. Raises `StateUnusableError` for another version's."""
+    """Return the segments that count. Raises `StateUnusableError` for those of another version.
+
+    Those do not count that were settled when a later one of their log began: some of them may have been
+    written over since, and what is left would bring back pages that are older than the file.
+    """
     found: list[tuple[Path, Segment]] = []
+    first: dict[str, int] = {}
+    settled = _settled(folder)
     for path in sorted(folder.glob("*.log")):
         with path.open("rb") as file:
             segment = read_header(file.read(HEADER_BYTES))
-        if segment is not None:
+        if segment is not None and log_of(path) not in settled:
             found.append((path, segment))
-    return found
+            first[log_of(path)] = max(segment.first, first.get(log_of(path), 0))
+    return [(path, segment) for path, segment in found if segment.number >= first[log_of(path)]]
+
+
+def log_of(path: Path) -> str:
+    """Return the name of the log whose segment `path` is."""
+    return path.name.rsplit(".", 2)[0]
+
+
+def forget(folder: Path, disk: Disk, logs: Iterable[str]) -> None:
+    """Remove logs all of whose segments are settled; what an interruption leaves of them does not count.
+
+    One mark speaks for all: with a later owner's log gone, an earlier one's would take files back.
+    """
+    gone = sorted(logs)
+    if not gone:
+        return
+    mark = folder / f"{gone[0]}{SETTLED}"
+    disk.write_new(mark, "\n".join(gone).encode(), durable=True)
+    disk.sync_directory(folder)
+    for log in gone:
+        for path in folder.glob(f"{log}.*.log"):
+            path.unlink()
+    (folder / DECIDED).unlink(missing_ok=True)
+    disk.sync_directory(folder)
+    mark.unlink()
+
+
+def _settled(folder: Path) -> set[str]:
+    """Return the logs that do not count any more."""
+    return {log for mark in folder.glob(f"*{SETTLED}") for log in mark.read_text().split()}
 
 
 def settle(folder: Path, root: Path, disk: Disk, *, worker: int | None = None) -> None:
     """Make all that dead processes of this boot wrote safe by itself, and remove their logs, or one's."""
     disk.sync_file_system(root)
-    for path in sorted(folder.glob("*.log" if worker is None else f"{worker}.*.log")):
-        path.unlink()
-    if folder.exists():
-        disk.sync_directory(folder)
+    if not folder.exists():
+        return
+    logs = {log_of(path) for path in folder.glob(f"{worker or '*'}.*.log")}
+    if worker is not None:
+        forget(folder, disk, logs)
+        return
+    forget(folder, disk, logs | _settled(folder))
+    for path in (*folder.glob(f"*{SETTLED}"), folder / DECIDED):  # an interruption left them
+        path.unlink(missing_ok=True)
 
 
 def redo(
@@ -103,10 +161,10 @@ def redo(
         # The owner of a later epoch may have settled a log of its own since: then this one is behind.
         if found is not None and found[1] <= story.entries[-1].epoch and story.images:
             count[found[0]] = story
-    decision = _decide(folder, disk, count)
+    decision = _decide(folder, root, disk, count, templates)
     for path, story in count.items():
-        if str(path) in decision.redo:
-            _apply(path, story.images, templates, disk)
+        if path.relative_to(root).as_posix() in decision.redo:
+            _apply(path, story, templates, disk)
     for name in decision.foreign:
         logger.error(
             "%s was changed by another program after Perdure closed it and before the machine died: it is"
@@ -114,7 +172,6 @@ def redo(
             name,
         )
     settle(folder, root, disk)
-    (folder / DECIDED).unlink(missing_ok=True)
     return decision
 
 
@@ -134,29 +191,78 @@ def _read(found: Iterable[tuple[Path, Segment]]) -> tuple[dict[tuple[str, int], 
     return stories, templates
 
 
-def _decide(folder: Path, disk: Disk, stories: dict[Path, Story]) -> Decision:
+def _decide(
+    folder: Path, root: Path, disk: Disk, stories: dict[Path, Story], templates: dict[int, bytes]
+) -> Decision:
     """Decide which files to write, and write that down, before the first is written."""
     with contextlib.suppress(OSError, msgspec.DecodeError):
         return msgspec.json.decode((folder / DECIDED).read_bytes(), type=Decision)
     decision = Decision([], [])
     for path, story in stories.items():
-        (decision.foreign if _is_foreign(path, story) else decision.redo).append(str(path))
+        name = path.relative_to(root).as_posix()
+        (decision.foreign if _is_foreign(path, story, templates) else decision.redo).append(name)
     if stories:
         disk.write_new(folder / DECIDED, msgspec.json.encode(decision), durable=True)
         disk.sync_directory(folder)
     return decision
 
 
-def _is_foreign(path: Path, story: Story) -> bool:
-    """Whether somebody has written the file after this runtime closed it."""
+def _is_foreign(path: Path, story: Story, templates: dict[int, bytes]) -> bool:
+    """Whether somebody has written the file itself after this runtime closed it.
+
+    Before they removed their WAL they synced the file, with all that this runtime had written. As long
+    as that WAL is there the file may lack some of that, and redo goes beneath the WAL.
+    """
     last = story.entries[-1]
-    return last.kind == CLOSED and path.exists() and path.stat().st_mtime_ns > last.number
+    if last.kind != CLOSED or not path.exists() or path.stat().st_mtime_ns <= last.number:
+        return False
+    wal = examine_wal(Path(f"{path}-wal"))
+    if wal is None or wal.rounds > 0 or wal.salts in story.salts:
+        return True
+    return not _lacks_images(path.read_bytes(), story, templates)
 
 
-def _apply(path: Path, images: list[Entry], templates: dict[int, bytes], disk: Disk) -> None:
+def _lacks_images(content: bytes, story: Story, templates: dict[int, bytes]) -> bool:
+    """Whether a page of the file is older than its last image, and nothing but older."""
+    known: dict[int, list[bytes]] = {}
+    for entry in story.images:
+        if entry.born:
+            template, size = templates[entry.number], entry.page_bytes
+            for at in range(0, len(template), size):
+                known[at // size + 1] = [template[at : at + size]]
+        for page, image in entry.images.items():
+            known.setdefault(page, []).append(image)
+    return any(_is_older(content, page, versions) for page, versions in known.items())
+
+
+def _is_older(content: bytes, page: int, versions: list[bytes]) -> bool:
+    """Whether each sector of a page is of some version, or was never written, and not all are of the last."""
+    size = len(versions[-1])
+    found = content[(page - 1) * size : page * size].ljust(size, b"\0")
+    sectors = [slice(at, at + SECTOR_BYTES) for at in range(0, size, SECTOR_BYTES)]
+    return found != versions[-1] and all(
+        not any(found[sector]) or any(found[sector] == version[sector] for version in versions)
+        for sector in sectors
+    )
+
+
+def _is_behind(wal: WalFound | None, story: Story) -> bool:
+    """Whether a WAL found beside a file holds less than the log: played back, it would undo what the log has.
+
+    One that holds more has commits that nobody waited for, or that another program has made.
+    """
+    if wal is None:
+        return True
+    last = story.images[-1]
+    return wal.end < last.end if wal.salts == last.salts else wal.salts in story.salts
+
+
+def _apply(path: Path, story: Story, templates: dict[int, bytes], disk: Disk) -> None:
     """Write the images over the file, in order, and sync it."""
-    for suffix in ("-wal", "-shm"):  # an old WAL would shadow the images
-        Path(f"{path}{suffix}").unlink(missing_ok=True)
+    images, wal = story.images, Path(f"{path}-wal")
+    if _is_behind(examine_wal(wal), story):
+        wal.unlink(missing_ok=True)
+    Path(f"{path}-shm").unlink(missing_ok=True)
     disk.make_folder(path.parent, durable=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:

@@ -11,7 +11,8 @@ reads the log after the machine has died. Only the gate and the runtime's openin
 Invariants:
     A file's main database file is written (checkpoint, close) only when all of its WAL is in
     segments that are not about to go: first the log, then the file.
-    A segment goes only after a sync of the file system that began when no such write was under way.
+    A segment goes only after a sync of the file system that began when no such write was under way;
+    what has gone is not found by redo, and never an older segment after a newer one.
     The first images of a file in a segment come from the beginning of its WAL.
     After a failed append its segment is not written to again.
 """
@@ -35,6 +36,7 @@ import trio
 from perdure.storage import files
 from perdure.storage.disk import Disk
 from perdure.storage.files import InstanceFile
+from perdure.storage.redo import forget, log_of
 from perdure.storage.relay_format import (
     CLOSED,
     ENTRY,
@@ -51,7 +53,7 @@ from perdure.storage.relay_format import (
 )
 from perdure.storage.syncing import Failures, FileSync
 from perdure.storage.threads import Threads, open_threads
-from perdure.storage.wal import HEADER_BYTES as WAL_START
+from perdure.storage.track import Track
 from perdure.storage.wal import Commits, WalTooLong, last_commit_is_whole, read_commits
 
 logger: Final = logging.getLogger("perdure.storage")
@@ -65,10 +67,16 @@ WHOLE_BYTES_MAX: Final = 8 * 1024 * 1024
 IDLE_S: Final = 1.0
 """After so long without an append, all is settled, so that edits by other programs meet an empty log."""
 RETRY_S: Final = 1.0
+SEGMENTS_ROOM: Final = 4
+"""A disk with less free room than this many segments gets no more of them: files are synced one by one."""
 
 
 Mark: TypeAlias = Callable[[Sequence[tuple[str, int]]], Awaitable[None]]
 """Writes down, where several processes have logs, up to which epoch open files are safe without this one."""
+
+
+class AppendError(OSError):
+    """A batch was not written: whoever has anything in it has to be told."""
 
 
 class RelayStatistics(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,26 +89,6 @@ class RelayStatistics(msgspec.Struct, frozen=True, kw_only=True):
     direct: int
 
 
-class Track:
-    """How far one open file's commits are in the log. Made by `RelayLog.adopt`."""
-
-    __slots__ = ("born", "commits", "direct", "incarnation", "name", "read", "salts", "segment", "trusted")
-
-    def __init__(self, name: str, incarnation: int, *, born: bool) -> None:
-        self.name = name
-        self.incarnation = incarnation
-        self.born = born
-        """Whether no disk is known to have the file, so that redo has to make it from the template."""
-        self.segment = 0
-        """The segment since whose beginning all of the WAL is logged; 0 for none."""
-        self.read = WAL_START
-        self.salts: bytes | None = None
-        self.commits = 0
-        self.trusted = False
-        """Whether nothing but this process has written the frames behind `read`."""
-        self.direct = False
-
-
 class _Slot:
     """A file of the log: which segment it holds now (0: none), and how full that is."""
 
@@ -108,6 +96,7 @@ class _Slot:
         self.path = path
         self.descriptor = -1
         self.segment = 0
+        self.first = 0
         self.at = HEADER_BYTES
         self.batches = 0
         self.templates: set[int] = set()
@@ -136,6 +125,7 @@ class RelayLog:
         self._pending: list[Entry] = []
         self._pending_bytes = 0
         self._closed: list[Entry] = []
+        self._rested: dict[str, int] = {}  # closed files whose rows may not say so yet
         self._open: set[InstanceFile] = set()
         self._writes: dict[InstanceFile, int] = {}
         self._changed = trio.Event()
@@ -155,6 +145,9 @@ class RelayLog:
         """
         file.relay = Track(name, incarnation, born=newborn)
         self._open.add(file)
+        if not newborn:
+            with contextlib.suppress(OSError):
+                file.relay.opened = file.path.stat().st_mtime_ns
         if not newborn and (unsettled or file.leftover):
             self._base_unsafe = True
 
@@ -165,7 +158,7 @@ class RelayLog:
             return True
         if file.generation == 0 and not file.leftover:
             return True
-        return track is not None and track.segment == self._number and track.commits == file.generation
+        return track is not None and 0 < track.segment == self._number and track.commits == file.generation
 
     def write_begins(self, file: InstanceFile) -> None:
         """Say that the file is about to be checkpointed or closed. Only where `may_write`."""
@@ -174,6 +167,8 @@ class RelayLog:
     def abandoned(self, file: InstanceFile) -> None:
         """Say that the file was closed as a crash would close it."""
         self._open.discard(file)
+        if file.relay is not None and self._mark is not None:
+            self._rested[file.relay.name] = file.epoch
 
     def write_ended(self, file: InstanceFile, *, closed: bool) -> None:
         """Say that this is over; `closed` where nothing of the file is left open."""
@@ -181,6 +176,8 @@ class RelayLog:
         if closed:
             self._open.discard(file)
         track = file.relay
+        if closed and track is not None and self._mark is not None:
+            self._rested[track.name] = file.epoch
         if closed and track is not None and not track.direct and track.segment:
             with contextlib.suppress(OSError):
                 time_ns = file.path.stat().st_mtime_ns
@@ -208,6 +205,9 @@ class RelayLog:
                 continue
             try:
                 (logged if await self._log(file, file.relay, threads) else large).append(file)
+            except AppendError as error:
+                failures += [(each, error) for each in (*logged, file)]
+                logged.clear()
             except (OSError, sqlite3.Error) as error:
                 failures.append((file, error if isinstance(error, OSError) else OSError(str(error))))
         try:
@@ -224,8 +224,10 @@ class RelayLog:
         return failures
 
     async def _log(self, file: InstanceFile, track: Track, threads: Threads) -> bool:
-        """Read a file's new commits and put them into the next batch; False where they are too much."""
+        """Put a file's new commits into the next batch; False where there is no room for them."""
         while True:
+            if not self._in_use() and not self._slots and self._is_tight():
+                return False
             found = self._read(file, track)
             if found is None:
                 return False
@@ -257,8 +259,11 @@ class RelayLog:
                     descriptor, after=track.read, salts=None if whole else track.salts, commits=None,
                     bytes_max=limit,
                 )  # fmt: skip
-                if found.images and not last_commit_is_whole(descriptor, found.end, found.page_bytes):
-                    raise OSError(f"the WAL of {file.path} ends in a commit that is not whole")
+                while found.images and not last_commit_is_whole(descriptor, found.end, found.page_bytes):
+                    found, _ = read_commits(
+                        descriptor, after=track.read, salts=None if whole else track.salts,
+                        commits=found.commits - 1, bytes_max=limit,
+                    )  # fmt: skip
         except WalTooLong:
             return None
         return found
@@ -271,16 +276,11 @@ class RelayLog:
         entries = [entry]
         if entry.born and entry.number not in slot.templates:
             template = files.template()
-            entries.insert(
-                0,
-                Entry(
-                    kind=TEMPLATE,
-                    name="",
-                    page_bytes=len(template),
-                    number=entry.number,
-                    images={1: template},
-                ),
-            )
+            images = {1: template}
+            kept = Entry(
+                kind=TEMPLATE, name="", page_bytes=len(template), number=entry.number, images=images
+            )  # fmt: skip
+            entries.insert(0, kept)
         size = sum(map(_size, entries))
         closed = sum(map(_size, self._closed))
         if slot.at + self._pending_bytes + closed + size + SECTOR_BYTES > self._segment_bytes:
@@ -299,6 +299,8 @@ class RelayLog:
         for file in large:
             track = file.relay
             assert track is not None
+            if not self._slots and not self._abandoned:
+                continue  # there is no log that has anything of it
             while not self._put(_entry(VOID, file, track)):
                 await self._flush(threads)
                 await self._roll()
@@ -310,18 +312,18 @@ class RelayLog:
             self._direct += 1
 
     async def _flush(self, threads: Threads) -> None:
-        """Write what is pending and sync it. Raises `OSError`: the segment is then given up."""
+        """Write what is pending and sync it. Raises `AppendError`: the segment is then given up."""
         slot, entries = self._current, self._pending
         if slot is None or not entries:
             return
         self._pending, self._pending_bytes = [], 0
-        await self._make_base_safe(threads)
         try:
+            await self._make_base_safe(threads)
             await threads.run_one(functools.partial(self._append, slot, entries))
         except OSError as error:
             logger.error("the relay log cannot be written, and goes on in another segment: %s", error)
             self._give_up(slot)
-            raise
+            raise AppendError(error.errno, error.strerror or str(error)) from error
 
     async def _make_base_safe(self, threads: Threads) -> None:
         """Where a file's base may be on no disk and in no log of ours, sync it by the file system's means."""
@@ -350,29 +352,45 @@ class RelayLog:
             self._disk.make_folder(self._folder, durable=True)
             slot.descriptor = os.open(slot.path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
             zeros = bytes(1024 * 1024)
-            for at in range(0, self._segment_bytes, len(zeros)):
-                _write_at(slot.descriptor, zeros[: self._segment_bytes - at], at)
+            try:
+                for at in range(0, self._segment_bytes, len(zeros)):
+                    _write_at(slot.descriptor, zeros[: self._segment_bytes - at], at)
+            except OSError:
+                slot.path.unlink()  # what is left of the room is the instances'
+                raise
             self._disk.sync_descriptor(slot.descriptor)
             self._disk.sync_directory(self._folder)
-        header = Segment(number=slot.segment, worker=self._worker, boot=self._boot)
+        header = Segment(number=slot.segment, worker=self._worker, boot=self._boot, first=slot.first)
         _write_at(slot.descriptor, segment_header(header), 0)
+        # Else part of a settled segment could be found under its old header, without what came after.
+        self._disk.sync_descriptor(slot.descriptor)
 
     # -- segments --------------------------------------------------------------------------
 
     async def _roll(self) -> None:
         """Begin another segment, once there is room for one."""
-        while len(self._in_use()) >= self._segments_max:
+        while len(self._in_use()) >= self._segments_max or (
+            self._in_use() and len(self._in_use()) == len(self._slots) and self._is_tight()
+        ):
             await self._changed.wait()
         self._begin_segment()
+
+    def _is_tight(self) -> bool:
+        """Whether another file of the log would take what the instances themselves may need."""
+        try:
+            room = os.statvfs(self._root)
+        except OSError:
+            return True
+        return room.f_bavail * room.f_frsize < SEGMENTS_ROOM * self._segment_bytes
 
     def _begin_segment(self) -> None:
         slot = next((slot for slot in self._slots if slot.segment == 0), None)
         if slot is None:
-            number = len(self._slots) + len(self._abandoned)
-            slot = _Slot(self._folder / f"{self._worker}.{os.getpid()}.{number}.log")
+            slot = _Slot(self._folder / f"{self._worker}.{os.getpid()}.{self._number}.log")
             self._slots.append(slot)
         self._number += 1
         slot.segment, slot.at, slot.batches = self._number, HEADER_BYTES, 0
+        slot.first = min(each.segment for each in (*self._abandoned, *self._in_use()))
         slot.templates.clear()
         self._current = slot
         self._wake()
@@ -381,6 +399,7 @@ class RelayLog:
         """Write no more to a segment that failed; what it held before is there still."""
         if slot.descriptor >= 0:
             os.close(slot.descriptor)
+            slot.descriptor = -1
         self._abandoned.append(slot)
         self._slots.remove(slot)
         self._current = None
@@ -412,7 +431,7 @@ class RelayLog:
                 await self._settle(threads)
 
     def _full(self) -> list[_Slot]:
-        return [slot for slot in self._in_use() if slot is not self._current]
+        return [slot for slot in (*self._abandoned, *self._in_use()) if slot is not self._current]
 
     async def _settle(self, threads: Threads) -> None:
         """Make all that stands in full segments safe by itself, and let them go."""
@@ -420,19 +439,38 @@ class RelayLog:
         last = max((slot.segment for slot in slots), default=0)
         while any(segment <= last for segment in self._writes.values()):
             await self._changed.wait()
+        rested, self._rested = self._rested, {}
         try:
             await threads.run_one(functools.partial(self._disk.sync_file_system, self._root))
+            self._settled += 1
+            if self._mark is not None:
+                tracks = [(file.relay, file.epoch) for file in self._open]
+                open_ = {track.name: epoch for track, epoch in tracks if 0 < track.segment <= last}
+                await self._mark([*rested.items(), *open_.items()])
+            await threads.run_one(functools.partial(self._void, slots))
         except OSError as error:
             logger.error("the file system of %s cannot be synced, and is tried again: %s", self._root, error)
+            self._rested = rested | self._rested
             await trio.sleep(RETRY_S)
             return
-        self._settled += 1
-        if self._mark is not None:
-            tracks = [(file.relay, file.epoch) for file in self._open]
-            await self._mark([(track.name, epoch) for track, epoch in tracks if 0 < track.segment <= last])
         for slot in slots:
             slot.segment = 0
+        self._abandoned = [slot for slot in self._abandoned if slot.segment]
         self._wake()
+
+    def _void(self, slots: list[_Slot]) -> None:
+        """Have redo find these segments no more. Runs in a thread.
+
+        The oldest goes first, and is gone before the next one goes: an older segment alone would take
+        files back to what they were.
+        """
+        for slot in sorted(slots, key=lambda each: each.segment):
+            if slot.descriptor >= 0:
+                _write_at(slot.descriptor, bytes(SECTOR_BYTES), 0)
+                self._disk.sync_descriptor(slot.descriptor)
+            elif slot.path.exists():
+                slot.path.unlink()
+                self._disk.sync_directory(self._folder)
 
     async def close(self) -> None:
         """Settle all and remove the log. Every file is closed, or left as a crash would leave it."""
@@ -444,13 +482,12 @@ class RelayLog:
         if not slots:
             return
         self._disk.sync_file_system(self._root)
+        self._void([slot for slot in slots if slot.segment])
         for slot in self._slots:
             if slot.descriptor >= 0:
                 os.close(slot.descriptor)
                 slot.descriptor = -1
-        for slot in slots:
-            slot.path.unlink(missing_ok=True)
-        self._disk.sync_directory(self._folder)
+        forget(self._folder, self._disk, [log_of(slots[0].path)])
 
     def statistics(self) -> RelayStatistics:
         """Return the counters."""
@@ -466,6 +503,7 @@ def _entry(
     entry = Entry(kind=kind, name=track.name, incarnation=track.incarnation, epoch=file.epoch, number=number)
     if found is not None:
         entry.page_bytes, entry.file_pages, entry.images = found.page_bytes, found.file_pages, found.images
+        entry.salts, entry.end, entry.opened = found.salts or bytes(8), found.end, track.opened
         if track.born:
             entry.born, entry.number = True, zlib.crc32(files.template())
     return entry

@@ -22,13 +22,14 @@ from perdure.errors import StateUnusableError
 
 MAGIC: Final = b"PRDRLY\x00\x01"
 BATCH_MAGIC: Final = b"BTCH"
-HEADER: Final = struct.Struct("<8sQQQI")
-"""Magic, number of the segment, worker, boot; then the checksum of these."""
+HEADER: Final = struct.Struct("<8sQQQQI")
+"""Magic, number of the segment, worker, boot, first segment that counts; then the checksum of these."""
 HEADER_BYTES: Final = 4096
 BATCH: Final = struct.Struct("<4sIQII")
 """Magic, length of the body, number of the segment, number of the batch in it, checksum of all."""
-ENTRY: Final = struct.Struct("<BBHIQQIIQ")
-"""Kind, flags, length of the name, page size, incarnation, epoch, images, pages of the file, a number."""
+ENTRY: Final = struct.Struct("<BBHIQQIIQ8sQQ")
+"""Kind, flags, length of the name, page size, incarnation, epoch, images, pages of the file, a number,
+the WAL's salts, how far it was read, when the file was changed before."""
 SECTOR_BYTES: Final = 512
 
 IMAGES: Final = 1
@@ -57,20 +58,24 @@ class Entry(msgspec.Struct, kw_only=True):
     page_bytes: int = 0
     file_pages: int = 0
     number: int = 0
+    salts: bytes = bytes(8)
+    end: int = 0
+    opened: int = 0
     images: dict[int, bytes] = {}
 
 
 class Segment(msgspec.Struct, frozen=True, kw_only=True):
-    """The header of a segment."""
+    """The header of a segment. When it began, all of its log before the segment `first` was settled."""
 
     number: int
     worker: int
     boot: int
+    first: int
 
 
 def segment_header(segment: Segment) -> bytes:
     """Return the first block of a segment."""
-    head = HEADER.pack(MAGIC, segment.number, segment.worker, segment.boot, 0)[:-4]
+    head = HEADER.pack(MAGIC, segment.number, segment.worker, segment.boot, segment.first, 0)[:-4]
     return (head + struct.pack("<I", zlib.crc32(head))).ljust(HEADER_BYTES, b"\0")
 
 
@@ -78,7 +83,7 @@ def read_header(data: bytes) -> Segment | None:
     """Return what a segment's first block says, or None where it is no segment, or not whole."""
     if len(data) < HEADER.size or not data.startswith(MAGIC[:-1]):
         return None
-    magic, number, worker, boot, checksum = HEADER.unpack_from(data)
+    magic, number, worker, boot, first, checksum = HEADER.unpack_from(data)
     if zlib.crc32(data[: HEADER.size - 4]) != checksum:
         return None
     if magic != MAGIC:
@@ -87,7 +92,7 @@ def read_header(data: bytes) -> Segment | None:
             " and close it there",
             path="relay",
         )
-    return Segment(number=number, worker=worker, boot=boot)
+    return Segment(number=number, worker=worker, boot=boot, first=first)
 
 
 def encode_entry(entry: Entry) -> list[bytes]:
@@ -95,7 +100,7 @@ def encode_entry(entry: Entry) -> list[bytes]:
     name = entry.name.encode()
     head = ENTRY.pack(
         entry.kind, BORN if entry.born else 0, len(name), entry.page_bytes, entry.incarnation, entry.epoch,
-        len(entry.images), entry.file_pages, entry.number,
+        len(entry.images), entry.file_pages, entry.number, entry.salts, entry.end, entry.opened,
     )  # fmt: skip
     numbers = struct.pack(f"<{len(entry.images)}I", *entry.images)
     return [head, name, numbers, *entry.images.values()]
@@ -130,9 +135,10 @@ def decode_batches(data: bytes, segment: Segment) -> Generator[list[Entry]]:
 def _entries(body: bytes) -> Generator[Entry]:
     at = 0
     while at < len(body):
-        kind, flags, name_length, page_bytes, incarnation, epoch, count, file_pages, number = (
-            ENTRY.unpack_from(body, at)
-        )
+        (
+            kind, flags, name_length, page_bytes, incarnation, epoch, count, file_pages, number, salts, end,
+            opened,
+        ) = ENTRY.unpack_from(body, at)  # fmt: skip
         at += ENTRY.size
         name = body[at : at + name_length].decode()
         at += name_length
@@ -144,5 +150,6 @@ def _entries(body: bytes) -> Generator[Entry]:
             at += page_bytes
         yield Entry(
             kind=kind, name=name, incarnation=incarnation, epoch=epoch, born=bool(flags & BORN),
-            page_bytes=page_bytes, file_pages=file_pages, number=number, images=images,
+            page_bytes=page_bytes, file_pages=file_pages, number=number, salts=salts, end=end, opened=opened,
+            images=images,
         )  # fmt: skip

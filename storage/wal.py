@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import os
 import struct
-from typing import Final
+from pathlib import Path
+from typing import Final, NamedTuple
 
 HEADER_BYTES: Final = 32
 FRAME: Final = struct.Struct(">II8s")
@@ -81,6 +82,38 @@ def read_commits(
             pending.clear()
             found.file_pages, found.end = file_pages, after + at
             found.commits += 1
+
+
+class WalFound(NamedTuple):
+    """What SQLite would play back from a WAL: frames up to byte `end`, written after `rounds` checkpoints."""
+
+    salts: bytes
+    end: int
+    rounds: int
+
+
+def examine_wal(path: Path) -> WalFound | None:
+    """Return what a WAL that nobody has open holds, all checksums looked at; None where that is nothing."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    if len(data) < HEADER_BYTES:
+        return None
+    order = ">" if data[3] & 1 else "<"
+    one, two = _checksum(data[:24], order, 0, 0)
+    page_bytes, rounds = struct.unpack_from(">II", data, 8)
+    if struct.unpack_from(">II", data, 24) != (one, two):
+        return None
+    frame_bytes, end, salts = FRAME_HEADER_BYTES + page_bytes, 0, data[16:24]
+    for at in range(HEADER_BYTES, len(data) - frame_bytes + 1, frame_bytes):
+        _, file_pages, frame_salts = FRAME.unpack_from(data, at)
+        one, two = _checksum(data[at : at + 8], order, one, two)
+        one, two = _checksum(data[at + FRAME_HEADER_BYTES : at + frame_bytes], order, one, two)
+        if frame_salts != salts or struct.unpack_from(">II", data, at + 16) != (one, two):
+            break
+        end = at + frame_bytes if file_pages else end
+    return WalFound(salts, end, rounds) if end else None
 
 
 def last_commit_is_whole(descriptor: int, end: int, page_bytes: int) -> bool:

@@ -20,13 +20,17 @@ from pathlib import Path
 import msgspec
 import trio
 
+from perdure.engine import opening
+from perdure.storage import relay
 from perdure.storage.disk import Disk
 from perdure.storage.files import InstanceFile
 from perdure.testing import VirtualClock, open_test_runtime
-from powerloss.scripts import SCRIPTS, Life, Script, Stage, take_up
+from powerloss.scripts import SCRIPTS, Life, Script, Stage, take_up, visit
 from powerloss.work import Fact, Job, Witness
 
 LATE_S = 0.02
+SMALL_SEGMENT_BYTES = 96 * 1024
+SOON_S = 0.003
 
 
 class DiskWithoutFileSync(Disk):
@@ -94,6 +98,14 @@ def kill_after(commits: int) -> None:
     setattr(InstanceFile, "commit", commit_and_die)  # noqa: B010 - the seam at which the process dies
 
 
+def shrink_log() -> None:
+    """Have the runtime's relay log begin, settle and use again its segments all the time."""
+    small = partial(relay.RelayLog, segment_bytes=SMALL_SEGMENT_BYTES, segments_max=4, idle_s=SOON_S)
+    setattr(opening, "RelayLog", small)  # noqa: B010 - the bounds are no setting of users
+    setattr(relay, "WHOLE_BYTES_MAX", SMALL_SEGMENT_BYTES * 2 // 3)  # noqa: B010 - likewise
+    setattr(relay, "DIRECT_BYTES", SMALL_SEGMENT_BYTES // 3)  # noqa: B010 - likewise
+
+
 def later_clock(life: int, boot: int) -> VirtualClock:
     """Return a clock on which each life of a process comes a day after the one before."""
     clock = VirtualClock(start=datetime(2030, 1, 1, tzinfo=UTC) + timedelta(days=life), boot=boot)
@@ -103,9 +115,11 @@ def later_clock(life: int, boot: int) -> VirtualClock:
 
 async def live(script: Script, life: Life, number: int, options: argparse.Namespace) -> None:
     teller = Teller(options.acks)
+    visitor = partial(visit, Path(options.state), teller.tell) if life.visited else None
     async with open_test_runtime(
-        options.state, workflows=[Job], env=Witness(teller.tell), replay="warm", durability=life.durability,
-        clock=later_clock(number, options.boot), limits=life.limits, disk=DISKS.get(options.broken, Disk)(),
+        options.state, workflows=[Job], env=Witness(teller.tell, visitor), replay="warm",
+        durability=life.durability, clock=later_clock(number, options.boot), limits=life.limits,
+        disk=DISKS.get(options.broken, Disk)(),
     ) as runtime:  # fmt: skip
         teller.tell({"what": "open", "durability": life.durability})
         await life.drive(Stage(runtime, script, teller.tell, teller.began))
@@ -126,6 +140,8 @@ def main() -> None:
     life = script.lives[number]
     if options.recover:
         life = msgspec.structs.replace(life, drive=take_up)
+    if life.small_log:
+        shrink_log()
     if options.kill:
         kill_after(options.kill)
     trio.run(partial(live, script, life, number, options))

@@ -21,7 +21,7 @@ from powerloss.trace import CALLS, Call, TraceReader, descriptor, written
 from powerloss.volume import Operation, Volume
 
 HERE: Final = Path(__file__).resolve().parent.parent
-PROGRAM_S_MAX: Final = 60.0
+PROGRAM_S_MAX: Final = 40.0
 KILL_COMMITS: Final = (2, 14)
 """A life that is to be killed ends after a number of commits between these."""
 

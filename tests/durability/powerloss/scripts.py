@@ -28,6 +28,9 @@ BYSTANDER: Final = "mine/notes.txt"
 """A file of the user's own in the state folder."""
 
 
+VISITED: Final = (1, 5)
+
+
 class Life(msgspec.Struct, frozen=True, kw_only=True):
     """One life of the process: what it does, and how it ends if not by itself."""
 
@@ -35,6 +38,10 @@ class Life(msgspec.Struct, frozen=True, kw_only=True):
     durability: Any = "full"
     limits: perdure.Limits = perdure.Limits(crashes_max=1_000)
     killed: bool = False
+    visited: bool = False
+    """Whether somebody edits the files while steps are under way."""
+    small_log: bool = False
+    """Whether the relay log's segments are small and settled after milliseconds, so that many come and go."""
 
 
 class Script(msgspec.Struct, frozen=True, kw_only=True):
@@ -118,6 +125,19 @@ async def all_at_once(stage: Stage) -> None:
             nursery.start_soon(one, order)
 
 
+async def in_turns(stage: Stage) -> None:
+    """Give each instance one event after another, in turns, with time for each to come to rest in between."""
+    for order in stage.orders:
+        await stage.create(order)
+    for turn in range(len(stage.orders[0].waits)):
+        for order in stage.orders:
+            await stage.send(order, order.waits[turn])
+            await stage.began(order.id, order.waits[turn] + 1)
+            await trio.sleep(0.002)
+    for order in stage.orders:
+        await stage.finish(order)
+
+
 async def take_up(stage: Stage) -> None:
     """Go on with whatever is left of the orders, one after another."""
     for order in stage.orders:
@@ -137,10 +157,15 @@ def place_bystander(stage: Stage) -> None:
     path.parent.mkdir()
     path.write_bytes(b"not yours")
     for synced in (path, path.parent, path.parent.parent):
-        descriptor = os.open(synced, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
+        sync_folder(synced)
     stage.tell({"what": "bystander", "digest": hashlib.sha256(b"not yours").hexdigest()})
+
+
+def sync_folder(path: Path) -> None:
+    """Sync a folder, or a file."""
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
 
 
 def as_far_as(share: int) -> Drive:
@@ -179,32 +204,56 @@ async def change_hands(stage: Stage) -> None:
 
 
 async def foreign_hand(stage: Stage) -> None:
-    """Have somebody edit the files with a tool of SQLite: at rest, and while they are open."""
+    """Have somebody edit the files with a tool of SQLite, while they are at rest."""
+    *edited, pulse = stage.orders
     for order in stage.orders:
         await stage.create(order)
-    for order in stage.orders:
+    for number, order in enumerate(edited):
         path = stage.runtime.path / "Job" / f"{order.id}.sqlite"
         await stage.began(order.id, order.waits[0] - 1)
-        for n in order.waits:
-            await trio.to_thread.run_sync(edit, path, f"before {n}")
-            stage.tell({"what": "edited", "id": order.id, "note": f"before {n}"})
+        for turn, n in enumerate(order.waits):
+            await at_rest(path)
+            # That a file was closed gets into the relay log with whatever is written next.
+            await stage.send(pulse, pulse.waits[len(order.waits) * number + turn])
+            await edit(stage.tell, order, path, f"before {n}")
+            await edit(stage.tell, order, path, f"again before {n}")
             await stage.send(order, n)
-        await trio.to_thread.run_sync(edit, path, "late")
-        stage.tell({"what": "edited", "id": order.id, "note": "late"})
     for order in stage.orders:
         await stage.finish(order)
 
 
-def edit(path: Path, note: str) -> None:
-    """Edit an instance's file as `sqlite3` does: a transaction of its own, durable once it is committed."""
-    with contextlib.closing(sqlite3.connect(path, isolation_level=None, timeout=10)) as connection:
-        connection.execute("CREATE TABLE IF NOT EXISTS notes (note TEXT)")
-        connection.execute("INSERT INTO notes VALUES (?)", (note,))
+async def visit(state: Path, tell: Tell, order: Order, n: int) -> None:
+    """Edit an instance's file with a tool of SQLite while a step of the instance is under way."""
+    if n in VISITED:
+        await edit(tell, order, state / "Job" / f"{order.id}.sqlite", f"during {n}")
+
+
+async def at_rest(path: Path) -> None:
+    """Return when nobody has a file open."""
+    wal = trio.Path(f"{path}-wal")
+    while await wal.exists():  # noqa: ASYNC110 - nobody tells when SQLite has removed it
+        await trio.sleep(0.001)
+
+
+async def edit(tell: Tell, order: Order, path: Path, note: str) -> None:
+    """Edit an instance's file as `sqlite3` does: what it has committed is durable before it closes the file.
+
+    Where the WAL was there already SQLite leaves it to the file system that its name is on disk.
+    """
+
+    def in_thread() -> None:
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None, timeout=10)) as connection:
+            connection.execute("CREATE TABLE IF NOT EXISTS notes (note TEXT)")
+            connection.execute("INSERT INTO notes VALUES (?)", (note,))
+            sync_folder(path.parent)
+            fact = {"what": "edited", "id": order.id, "note": note}
+            trio.from_thread.run_sync(tell, fact)
+
+    await trio.to_thread.run_sync(in_thread)
 
 
 # -- scripts -------------------------------------------------------------------------------
 
-ROOMY: Final = perdure.Limits(crashes_max=1_000)
 HASTY: Final = perdure.Limits(crashes_max=1_000, idle_grace_s=0.01)
 SHORT_WAL: Final = perdure.Limits(crashes_max=1_000, wal_pages_max=20)
 
@@ -253,8 +302,17 @@ SCRIPTS: Final[dict[str, Script]] = {
             ),
         ),
         Script(
-            name="foreign", orders=orders("a", "b", steps=6, waits=(2, 4)),
+            name="foreign",
+            orders=(*orders("a", "b", steps=6, waits=(2, 4)), *orders("pulse", steps=5, waits=(0, 1, 2, 3))),
             lives=(Life(drive=foreign_hand, limits=HASTY),),
+        ),
+        Script(
+            name="visitor", orders=orders("a", "b", steps=6, waits=(2, 4)),
+            lives=(Life(drive=all_at_once, visited=True),),
+        ),
+        Script(
+            name="segments", orders=orders("a", "b", "c", "d", steps=14, waits=(3, 7, 11), chars=4_000),
+            lives=(Life(drive=in_turns, limits=HASTY, small_log=True),),
         ),
         Script(
             name="process", orders=orders("a", "b", steps=5, waits=(1, 3)),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -36,9 +36,10 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Witness(msgspec.Struct, frozen=True):
-    """The environment of the workflow: where it tells what it does."""
+    """The environment of the workflow: where it tells what it does, and who comes by meanwhile."""
 
     tell: Callable[[Fact], None]
+    visit: Callable[[Order, int], Awaitable[None]] | None = None
 
 
 class Job(perdure.WorkflowEntrypoint[Witness]):
@@ -62,6 +63,8 @@ class Job(perdure.WorkflowEntrypoint[Witness]):
         """Tell that step `n` has begun and on which value it builds, and return a new value."""
         began = {"id": order.id, "generation": order.generation, "n": n, "attempt": context.attempt}
         self.env.tell({"what": "began", **began, "before": before})
+        if self.env.visit is not None:
+            await self.env.visit(order, n)
         mark = f"{order.id}.{order.generation}.{n}."
         return mark + os.urandom(order.chars // 2).hex()[: order.chars - len(mark)]
 
