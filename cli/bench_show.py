@@ -6,14 +6,19 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Generator, Mapping
+from typing import Final
 
 import click
+from rich.table import Table
 from rich.text import Text
 
 from perdure.benchmarks.page import best_peer, settings
 from perdure.benchmarks.peers.comparison import HERE
 from perdure.benchmarks.results import Measure, Results, figure, percents
 from perdure.cli import render
+
+PEERS_WIDTH_MIN: Final = 120
+"""A terminal at least this wide has room for the peers in the table; their figures stand below it, too."""
 
 
 def listing(benchmarks: Mapping[str, str], *, as_json: bool) -> None:
@@ -49,14 +54,7 @@ def show(results: Results) -> None:
     console = render.console()
     console.print(Text(settings(results), style="dim"), soft_wrap=True)
     console.print()
-    right = ("Perdure", "target", "of bare", "of bare, target", "times")
-    table = render.table(
-        "benchmark", "what", "Perdure", "", "target", "", *right[2:4], "best peer", "times", right=right
-    )
-    for result in results.results:
-        for number, measure in enumerate(result.measures):
-            table.add_row(result.benchmark if number == 0 else "", *_cells(measure))
-    console.print(table)
+    console.print(_table(results, peers=console.width >= PEERS_WIDTH_MIN))
     for result in results.results:
         if result.error is not None:
             console.print(
@@ -65,20 +63,33 @@ def show(results: Results) -> None:
     _explain(results)
 
 
+def _table(results: Results, *, peers: bool) -> Table:
+    """Return the table. Where there is little room words are wrapped and peers left out; no figure is cut."""
+    names = ["benchmark", "what", "Perdure", "target", "of the bare loop", *(["best peer", "times"] * peers)]
+    table = render.table(*names, right=("target", "times"))
+    for column in table.columns:
+        if column.header in ("what", "best peer"):
+            column.no_wrap, column.overflow = False, "fold"
+    for result in results.results:
+        for number, measure in enumerate(result.measures):
+            cells = _cells(measure)
+            table.add_row(result.benchmark if number == 0 else "", *(cells if peers else cells[:4]))
+    return table
+
+
 def _cells(measure: Measure) -> list[Text | str]:
     if measure.value is None:
-        return [measure.what, Text(measure.missing or "not measured", style="dim")]
-    mark = {None: Text(""), True: Text("✓", style="green"), False: Text("✗", style="red")}[measure.reached]
+        why = Text.assemble(f"{measure.what}: ", (measure.missing or "not measured", "dim"))
+        return [why, "-", "", "", "", ""]
+    mark = {None: ("", ""), True: (" ✓", "green"), False: (" ✗", "red")}[measure.reached]
     sign = "≤" if measure.better == "less" else "≥"
+    share = "" if measure.share is None else percents(measure.share)
     peer = best_peer(measure)
     return [
         measure.what,
-        figure(measure.value),
-        measure.unit,
+        Text.assemble(f"{figure(measure.value)} {measure.unit}", mark),
         "" if measure.target is None else f"{sign} {figure(measure.target)}",
-        mark,
-        "" if measure.share is None else percents(measure.share),
-        "" if measure.share_target is None else f"≥ {percents(measure.share_target)}",
+        share if measure.share_target is None else f"{share} (≥ {percents(measure.share_target)})",
         "" if peer is None else f"{peer.peer}, {peer.source}: {figure(peer.value)}",
         "" if peer is None or (times := measure.times(peer)) is None else figure(times),
     ]
