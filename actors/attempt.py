@@ -109,8 +109,9 @@ class Attempt:
         timer = run.host.timers.at(deadline_in(run.host.clock, timeout_s), overdue)
         try:
             return await run.host.functions.call(
-                "plain", fn, args, library=run.library, on_cancel=context.cancel
-            )
+                "plain", fn, args, library=run.library, on_cancel=context.cancel,
+                still_counts=lambda: run.stopping == "shutdown" and not context.was_told,
+            )  # fmt: skip
         finally:
             timer.cancel()
             run.overdue_ends(self.name)

@@ -44,6 +44,7 @@ class StepContext:
         "instance",
         "log",
         "step",
+        "was_told",
     )
 
     def __init__(
@@ -58,6 +59,7 @@ class StepContext:
         self.deadline_s = deadline_s
         self.log = log
         self._cancelled = False
+        self.was_told = False  # the function has seen `cancelled`, so what it returns may be half of it
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Cross to the child of a process step, with everything but this process's log."""
@@ -82,7 +84,10 @@ class StepContext:
 
         Functions in the loop need not look: cancellation comes to them by itself.
         """
-        return self._cancelled or self.remaining_s < 0
+        if self._cancelled or self.remaining_s < 0:
+            self.was_told = True
+            return True
+        return False
 
     def cancel(self) -> None:
         """Tell the function, in a thread that is shielded, that its attempt is cancelled. For the runtime."""

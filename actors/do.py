@@ -227,6 +227,8 @@ class DoCall(StepCall[T]):
                     again = await self._failed(step, self._withheld(error))
                 else:
                     self._succeeded(step, stored)
+                    if run.stopping == "shutdown":  # a plain function has returned: it is not to run again
+                        await trio.lowlevel.checkpoint_if_cancelled()
         finally:
             run.attempt_ends()
         if again is AGAIN:

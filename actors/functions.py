@@ -295,12 +295,14 @@ class FunctionHost:
         *,
         library: Library = "trio",
         on_cancel: Callable[[], None] | None = None,
+        still_counts: Callable[[], bool] | None = None,
     ) -> Any:
         """Run `fn(*args)` and return what it returns, once it has ended.
 
         `kind` comes from `classify`; `library` says who awaits the awaitable that a plain function
         returned, as a lambda often does. `on_cancel` is called in the loop, once, when the call is
-        cancelled while a plain function runs, which nothing else can tell it. Context variables are
+        cancelled while a plain function runs, which nothing else can tell it; `still_counts` is asked when
+        that has then returned, whether its value is to be returned all the same. Context variables are
         carried over, except to a process.
 
         Raises what the function raises; NonRetryableError when it needs asyncio and is not run
@@ -314,7 +316,7 @@ class FunctionHost:
             case "trio":
                 return await self._in_loop(fn, args)
             case "plain":
-                return await self._in_thread(fn, args, library, on_cancel)
+                return await self._in_thread(fn, args, library, on_cancel, still_counts)
             case "asyncio":
                 return await self._asyncio.call(fn, args)
             case "process":
@@ -369,6 +371,7 @@ class FunctionHost:
         args: tuple[Any, ...],
         library: Library,
         on_cancel: Callable[[], None] | None,
+        still_counts: Callable[[], bool] | None,
     ) -> Any:
         # Ours first: a call that is cancelled while it waits for a thread has not begun.
         call = Box(fn, args)
@@ -377,7 +380,9 @@ class FunctionHost:
             await call.run(self._threads, on_cancel)
         finally:
             self._turns.release_on_behalf_of(call)
-        await trio.lowlevel.checkpoint_if_cancelled()
+        is_done = call.error is None and not inspect.isawaitable(call.value)
+        if not (is_done and still_counts is not None and still_counts()):
+            await trio.lowlevel.checkpoint_if_cancelled()
         if call.error is not None:
             _explain(fn, call.error, "a worker thread")
             raise call.error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
@@ -40,7 +40,7 @@ def ignore(_message: Message) -> None:
 @asynccontextmanager
 async def lines(
     heard: list[Message], serve: Callable[[Request], Awaitable[Answer]] = refuse
-) -> AsyncIterator[tuple[Line, Line]]:
+) -> AsyncGenerator[tuple[Line, Line]]:
     """Open both ends; the second one hears and serves."""
     first, second = (Line(end) for end in line_pair())
     async with trio.open_nursery() as nursery:
