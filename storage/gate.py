@@ -133,7 +133,13 @@ class Gate:
         if self.durability == "process" and self._safe(file) < target:
             # No sync to share, so no round is needed: what is ready now gets to write, and that is the tick.
             await trio.lowlevel.checkpoint()
-            if file in self._dirty and file.ticket is None and not self._is_long(file):
+            # Another that waited may have committed it meanwhile: parts of a group share one commit.
+            if (
+                self._safe(file) < target
+                and file in self._dirty
+                and file.ticket is None
+                and not self._is_long(file)
+            ):
                 del self._dirty[file]
                 self._commit(file, None)
         while file.failure is not None or self._safe(file) < target:

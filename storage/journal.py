@@ -137,6 +137,7 @@ class Journal:
         self._file = file
         self._gate = gate
         self._recorded: dict[Identity, Step] = {}
+        self._as_read = False
         self._finished_left = 0
         self._seq = 0
         if file.newborn is None:
@@ -148,15 +149,19 @@ class Journal:
 
     def load(self) -> None:
         """Read all steps in one scan; what was taken before can be taken again."""
+        if self._as_read:
+            return
         self._recorded.clear()
         self._finished_left = 0
         for row in self._file.fetch(SCAN, (0,)) if self._seq else ():
             step = _step(row)
             self._recorded[step.kind, step.name, step.count] = step
             self._finished_left += step.finished
+        self._as_read = True
 
     def take(self, kind: StepKind, name: str, count: int) -> Step | None:
         """Return the record of a step and hand it over, or None where there is none."""
+        self._as_read = False
         step = self._recorded.pop((kind, name, count), None)
         if step is not None and (step.status == "completed" or step.status in ENDED):
             self._finished_left -= 1
@@ -334,22 +339,26 @@ class Journal:
         """Replace what a kind of step keeps besides its output."""
         self._gate.touch(self._file)
         step.detail = detail
+        self._as_read = False
         self._file.execute(DETAIL, (detail, step.seq))
 
     def shift(self, by_ms: int) -> None:
         """Move every waiting deadline, but those of `sleep_until`, by the length of a pause."""
         self._gate.touch(self._file)
+        self._as_read = False
         self._file.execute(SHIFT, (by_ms, by_ms))
 
     def cancel_open(self, *, at_ms: int) -> None:
         """Record every step that is still open as cancelled: the instance has ended over it."""
         self._gate.touch(self._file)
+        self._as_read = False
         self._file.execute(CANCEL_OPEN, (at_ms, self._file.stamp))
 
     # -- inside ----------------------------------------------------------------------------
 
     def _new(self, kind: StepKind, name: str, count: int, status: StepStatus, at_ms: int) -> Step:
         self._seq += 1
+        self._as_read = False
         step = Step()
         step.seq, step.kind, step.name, step.count = self._seq, kind, name, count
         step.status, step.started_at_ms, step.attempt, step.counted = status, at_ms, 0, 0
@@ -358,6 +367,7 @@ class Journal:
         return step
 
     def _once(self, step: Step, sql: str, values: tuple[object, ...]) -> None:
+        self._as_read = False
         if self._file.execute(sql, values).rowcount != 1:
             raise PerdureError(
                 f"step {step.name!r} (seq {step.seq}) is not open in the journal: it was recorded already"
