@@ -127,7 +127,11 @@ def forget(folder: Path, disk: Disk, logs: Iterable[str]) -> None:
 
 def _settled(folder: Path) -> set[str]:
     """Return the logs that do not count any more."""
-    return {log for mark in folder.glob(f"*{SETTLED}") for log in mark.read_text().split()}
+    logs: set[str] = set()
+    for mark in folder.glob(f"*{SETTLED}"):
+        with contextlib.suppress(FileNotFoundError):  # whoever made it is alive, and has just finished
+            logs.update(mark.read_text().split())
+    return logs
 
 
 def settle(folder: Path, root: Path, disk: Disk, *, worker: int | None = None) -> None:

@@ -39,7 +39,6 @@ from perdure.storage.files import InstanceFile
 from perdure.storage.redo import forget, log_of
 from perdure.storage.relay_format import (
     CLOSED,
-    ENTRY,
     HEADER_BYTES,
     IMAGES,
     SECTOR_BYTES,
@@ -49,8 +48,10 @@ from perdure.storage.relay_format import (
     Segment,
     encode_batch,
     encode_entry,
+    entry_bytes,
     segment_header,
 )
+from perdure.storage.slot import Slot, write_at
 from perdure.storage.syncing import Failures, FileSync
 from perdure.storage.threads import Threads, open_threads
 from perdure.storage.track import Track
@@ -89,19 +90,6 @@ class RelayStatistics(msgspec.Struct, frozen=True, kw_only=True):
     direct: int
 
 
-class _Slot:
-    """A file of the log: which segment it holds now (0: none), and how full that is."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.descriptor = -1
-        self.segment = 0
-        self.first = 0
-        self.at = HEADER_BYTES
-        self.batches = 0
-        self.templates: set[int] = set()
-
-
 class RelayLog:
     """The log of one process. `sync` is the gate's; `run` serves in a task."""
 
@@ -118,9 +106,9 @@ class RelayLog:
         self._segment_bytes = segment_bytes
         self._segments_max = segments_max
         self._idle_s = idle_s
-        self._slots: list[_Slot] = []
-        self._abandoned: list[_Slot] = []
-        self._current: _Slot | None = None
+        self._slots: list[Slot] = []
+        self._abandoned: list[Slot] = []
+        self._current: Slot | None = None
         self._number = 0
         self._pending: list[Entry] = []
         self._pending_bytes = 0
@@ -281,8 +269,8 @@ class RelayLog:
                 kind=TEMPLATE, name="", page_bytes=len(template), number=entry.number, images=images
             )  # fmt: skip
             entries.insert(0, kept)
-        size = sum(map(_size, entries))
-        closed = sum(map(_size, self._closed))
+        size = sum(map(entry_bytes, entries))
+        closed = sum(map(entry_bytes, self._closed))
         if slot.at + self._pending_bytes + closed + size + SECTOR_BYTES > self._segment_bytes:
             return False
         slot.templates.update(each.number for each in entries if each.kind == TEMPLATE)
@@ -333,20 +321,20 @@ class RelayLog:
 
     # -- in the thread ---------------------------------------------------------------------
 
-    def _append(self, slot: _Slot, entries: list[Entry]) -> None:
+    def _append(self, slot: Slot, entries: list[Entry]) -> None:
         """Write one batch and sync it. Runs in a thread of the gate."""
         if slot.batches == 0:
             self._prepare(slot)
         parts = list(itertools.chain.from_iterable(map(encode_entry, entries)))
         batch = encode_batch(parts, segment=slot.segment, number=slot.batches)
-        _write_at(slot.descriptor, batch, slot.at)
+        write_at(slot.descriptor, batch, slot.at)
         self._disk.sync_descriptor(slot.descriptor)
         slot.at += len(batch)
         slot.batches += 1
         self._batches += 1
         self._bytes += len(batch)
 
-    def _prepare(self, slot: _Slot) -> None:
+    def _prepare(self, slot: Slot) -> None:
         """Make the slot's file hold the segment; made of blocks that are written, so that syncs are quick."""
         if slot.descriptor < 0:
             self._disk.make_folder(self._folder, durable=True)
@@ -354,14 +342,14 @@ class RelayLog:
             zeros = bytes(1024 * 1024)
             try:
                 for at in range(0, self._segment_bytes, len(zeros)):
-                    _write_at(slot.descriptor, zeros[: self._segment_bytes - at], at)
+                    write_at(slot.descriptor, zeros[: self._segment_bytes - at], at)
             except OSError:
                 slot.path.unlink()  # what is left of the room is the instances'
                 raise
             self._disk.sync_descriptor(slot.descriptor)
             self._disk.sync_directory(self._folder)
         header = Segment(number=slot.segment, worker=self._worker, boot=self._boot, first=slot.first)
-        _write_at(slot.descriptor, segment_header(header), 0)
+        write_at(slot.descriptor, segment_header(header), 0)
         # Else part of a settled segment could be found under its old header, without what came after.
         self._disk.sync_descriptor(slot.descriptor)
 
@@ -386,7 +374,7 @@ class RelayLog:
     def _begin_segment(self) -> None:
         slot = next((slot for slot in self._slots if slot.segment == 0), None)
         if slot is None:
-            slot = _Slot(self._folder / f"{self._worker}.{os.getpid()}.{self._number}.log")
+            slot = Slot(self._folder / f"{self._worker}.{os.getpid()}.{self._number}.log")
             self._slots.append(slot)
         self._number += 1
         slot.segment, slot.at, slot.batches = self._number, HEADER_BYTES, 0
@@ -395,7 +383,7 @@ class RelayLog:
         self._current = slot
         self._wake()
 
-    def _give_up(self, slot: _Slot) -> None:
+    def _give_up(self, slot: Slot) -> None:
         """Write no more to a segment that failed; what it held before is there still."""
         if slot.descriptor >= 0:
             os.close(slot.descriptor)
@@ -406,7 +394,7 @@ class RelayLog:
         self._number += 1  # what is logged next is logged from the beginning
         self._base_unsafe = True
 
-    def _in_use(self) -> list[_Slot]:
+    def _in_use(self) -> list[Slot]:
         return [slot for slot in self._slots if slot.segment]
 
     def _wake(self) -> None:
@@ -430,7 +418,7 @@ class RelayLog:
                     self._number += 1
                 await self._settle(threads)
 
-    def _full(self) -> list[_Slot]:
+    def _full(self) -> list[Slot]:
         return [slot for slot in (*self._abandoned, *self._in_use()) if slot is not self._current]
 
     async def _settle(self, threads: Threads) -> None:
@@ -458,7 +446,7 @@ class RelayLog:
         self._abandoned = [slot for slot in self._abandoned if slot.segment]
         self._wake()
 
-    def _void(self, slots: list[_Slot]) -> None:
+    def _void(self, slots: list[Slot]) -> None:
         """Have redo find these segments no more. Runs in a thread.
 
         The oldest goes first, and is gone before the next one goes: an older segment alone would take
@@ -466,7 +454,7 @@ class RelayLog:
         """
         for slot in sorted(slots, key=lambda each: each.segment):
             if slot.descriptor >= 0:
-                _write_at(slot.descriptor, bytes(SECTOR_BYTES), 0)
+                write_at(slot.descriptor, bytes(SECTOR_BYTES), 0)
                 self._disk.sync_descriptor(slot.descriptor)
             elif slot.path.exists():
                 slot.path.unlink()
@@ -507,15 +495,3 @@ def _entry(
         if track.born:
             entry.born, entry.number = True, zlib.crc32(files.template())
     return entry
-
-
-def _size(entry: Entry) -> int:
-    """Return no less than what an entry takes."""
-    return ENTRY.size + 4 * len(entry.name) + len(entry.images) * (entry.page_bytes + 4)
-
-
-def _write_at(descriptor: int, data: bytes, at: int) -> None:
-    left = memoryview(data)
-    while left:
-        written = os.pwrite(descriptor, left, at)
-        left, at = left[written:], at + written

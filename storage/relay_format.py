@@ -106,6 +106,11 @@ def encode_entry(entry: Entry) -> list[bytes]:
     return [head, name, numbers, *entry.images.values()]
 
 
+def entry_bytes(entry: Entry) -> int:
+    """Return no less than what an entry takes."""
+    return ENTRY.size + 4 * len(entry.name) + len(entry.images) * (entry.page_bytes + 4)
+
+
 def encode_batch(parts: Sequence[bytes], *, segment: int, number: int) -> bytes:
     """Return a batch of encoded entries, filled up to a whole number of sectors."""
     body = b"".join(parts)
