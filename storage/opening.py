@@ -4,7 +4,7 @@ What waits goes to a thread together, as the catalog's writes do: opening a file
 of a millisecond in system calls and in SQLite's reading of the schema, and none of it is the loop's.
 
 Invariants:
-    A request that was made is carried out, cancelled or not.
+    A request that is made is carried out, cancelled or not; one that comes too late, by whoever makes it.
     Requests of one instance come one after another: its life makes them.
 """
 
@@ -40,6 +40,7 @@ class FileHost:
         self._waiting: list[_Request] = []
         self._under_way = 0
         self._work = trio.Event()
+        self._ended = False
 
     @property
     def busy(self) -> bool:
@@ -48,6 +49,8 @@ class FileHost:
 
     async def do(self, function: Callable[[], T]) -> T:
         """Call `function` in a thread and return what it returns, or raise what it raises."""
+        if self._ended:  # all is coming to an end, and a file that stays open would not
+            return function()
         request = _Request(function)
         self._waiting.append(request)
         self._work.set()
@@ -57,13 +60,21 @@ class FileHost:
     async def run(self) -> None:
         """Serve for ever."""
         with open_threads(self._name, self._threads_max) as threads:
-            while True:
-                await self._work.wait()
-                self._work = trio.Event()
-                batch, self._waiting = self._waiting, []
-                self._under_way = len(batch)
-                await self._carry_out(threads, batch)
-                self._under_way = 0
+            try:
+                while True:
+                    await self._work.wait()
+                    await self._round(threads)
+            finally:
+                while self._waiting:
+                    await self._round(threads)
+                self._ended = True
+
+    async def _round(self, threads: Threads) -> None:
+        self._work = trio.Event()
+        batch, self._waiting = self._waiting, []
+        self._under_way = len(batch)
+        await self._carry_out(threads, batch)
+        self._under_way = 0
 
     async def _carry_out(self, threads: Threads, batch: list[_Request]) -> None:
         count = threads.threads_max
