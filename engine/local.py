@@ -12,7 +12,7 @@ import trio
 
 from perdure.actors.actor import Actor
 from perdure.actors.outcome import Completed, Dead, Failed, Outcome, Terminated
-from perdure.engine.access import Command, ElsewhereError, refuse_finished, stored_outcome
+from perdure.engine.access import Command, ElsewhereError, queue, refuse_finished, stored_outcome
 from perdure.engine.app import App
 from perdure.engine.folder import StateFolder
 from perdure.engine.loop import GameLoop
@@ -22,7 +22,7 @@ from perdure.storage.catalog import Catalog
 from perdure.storage.codec import Codec
 from perdure.storage.peek import bring_to_rest, peek_token
 from perdure.storage.query import QueryHost
-from perdure.storage.records import FINISHED, CatalogRow, Key
+from perdure.storage.records import FINISHED, Birth, CatalogRow, Key, Stored
 from perdure.storage.writer import CatalogWriter
 
 POLL_S: Final = 30.0
@@ -94,6 +94,23 @@ class LocalAccess:
         """Have the next tick come at once."""
         self.loop.ring()
 
+    async def add(self, birth: Birth, params: Stored, *, start_at_ms: int | None, replace: bool) -> None:
+        """Put a new instance into the queue, or start it at once where nothing waits before it.
+
+        Then creation and claim are one write. Nobody else would claim it, so the rest is not left undone.
+        """
+        if start_at_ms is not None or not self.loop.reserve(birth.workflow):
+            await queue(self, birth, params, start_at_ms=start_at_ms, replace=replace)
+            return
+        with trio.CancelScope(shield=True):
+            row: CatalogRow | None = None
+            try:
+                row = await self.writer.write(
+                    lambda catalog: catalog.add_claimed(birth, params, self.loop.worker, replace=replace)
+                )
+            finally:
+                await self.loop.take_up(row)
+
     def forget(self, key: Key) -> None:
         """Forget how an earlier incarnation ended."""
         self.loop.forget(key)
@@ -160,7 +177,7 @@ class LocalAccess:
 
     @contextlib.asynccontextmanager
     async def reading(self, key: Key) -> AsyncGenerator[tuple[Path, bool]]:
-        """Give the file's path and whether nobody has it open; it is made where it is not born yet."""
+        """Give the file's path and whether nobody writes to it; it is made where it is not born yet."""
         loop = self.loop
         row = loop.require(key)
         if row.birth is not None and key not in loop.lives:
@@ -176,7 +193,14 @@ class LocalAccess:
         path = self.folder.instance(key)
         # A reader that was open when the owner closed the file has left the last commits in the WAL.
         whole = key not in loop.lives and await trio.to_thread.run_sync(bring_to_rest, path)
-        yield path, whole and key not in loop.lives
+        # One that only rests may wake while it is read, and what is written then must not be overlooked.
+        immutable = whole and key not in loop.lives and loop.require(key).status in FINISHED
+        try:
+            yield path, immutable
+        finally:
+            if not immutable and key not in loop.lives:  # a closed file that was read has side files now
+                with trio.CancelScope(shield=True):
+                    await trio.to_thread.run_sync(bring_to_rest, path)
 
     async def owned(self, key: Key) -> None:
         """Return once the instance is open here. Raises `ElsewhereError` where another process owns it."""
