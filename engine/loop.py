@@ -25,12 +25,12 @@ import trio
 from perdure.actors.actor import Actor
 from perdure.actors.host import Host, deadline_in, remaining_ms
 from perdure.actors.outcome import Outcome
-from perdure.engine.access import ElsewhereError
+from perdure.engine.access import ElsewhereError, required
 from perdure.engine.app import App
 from perdure.engine.folder import StateFolder
 from perdure.engine.life import Life
 from perdure.engine.statistics import Tally
-from perdure.errors import InstanceNotFoundError, RuntimeClosedError, StateError
+from perdure.errors import RuntimeClosedError, StateError
 from perdure.storage.catalog import Catalog
 from perdure.storage.disk import Disk
 from perdure.storage.files import InstanceFile
@@ -94,6 +94,7 @@ class GameLoop:
         self._next: Any = None
         self._look = True
         self._claiming = False
+        self._reserved = 0
         self._begun = trio.Event()
 
     # -- the loop --------------------------------------------------------------------------
@@ -212,6 +213,25 @@ class GameLoop:
         self._next = _All([self.host.timers.at(move, self.ring) for move in moves])
 
     # -- lives -----------------------------------------------------------------------------
+
+    def reserve(self, workflow: str) -> bool:
+        """Keep a place for a new instance, where there is one and nothing waits for it in the catalog."""
+        if self._look or self._claiming or self.closing or workflow not in self.app.definitions:
+            return False
+        if self._room() <= self._reserved:
+            return False
+        self._reserved += 1
+        return True
+
+    async def take_up(self, row: CatalogRow | None) -> None:
+        """Start the new instance for which a place was kept; None where it was not created."""
+        self._reserved -= 1
+        if row is None:
+            return
+        if self.closing:
+            await self._give_back([row])
+        else:
+            self.begin(row)
 
     def begin(self, row: CatalogRow) -> Life:
         """Start a life for the instance of `row`, which has been claimed."""
@@ -439,14 +459,7 @@ class GameLoop:
 
     def require(self, key: Key) -> CatalogRow:
         """Return an instance's row. Raises `InstanceNotFoundError`."""
-        row = self.catalog.find(key)
-        if row is None:
-            raise InstanceNotFoundError(
-                f"there is no instance {key} in {self.folder.root}; `perdure list` shows those there are",
-                workflow=key.workflow,
-                instance_id=key.id,
-            )
-        return row
+        return required(self.catalog.find(key), key, self.folder)
 
     # -- the end ---------------------------------------------------------------------------
 
@@ -455,6 +468,8 @@ class GameLoop:
         self.closing = True
         while self._claiming:
             await self._begun.wait()
+        while self._reserved:
+            await trio.lowlevel.checkpoint()
         for life in list(self.lives.values()):
             life.shut_down()
         for life in list(self.lives.values()):
