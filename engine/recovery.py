@@ -60,11 +60,15 @@ def settle_logs(folder: StateFolder, boot: int, catalog: Catalog | None, disk: D
     are believed. Runs off the loop.
     """
     found = segments(folder.relay)
+    replaced: set[Key] = set()
 
     def locate(name: str, incarnation: int) -> tuple[Path, int] | None:
         key = Key(*name.split("/", 1))
         safe_epoch = 0 if catalog is None else catalog.safe_epoch(key, incarnation)
-        return None if safe_epoch is None else (folder.instance(key), safe_epoch)
+        if safe_epoch is None:
+            replaced.add(key)
+            return None
+        return folder.instance(key), safe_epoch
 
     if any(segment.boot != boot for _, segment in found):
         redo(folder.relay, folder.root, disk, boot=boot, locate=locate)
@@ -72,7 +76,8 @@ def settle_logs(folder: StateFolder, boot: int, catalog: Catalog | None, disk: D
         settle(folder.relay, folder.root, disk)
     last = None if catalog is None else catalog.last_worker()
     if catalog is not None and last is not None and last.boot != boot and last.durability == "full":
-        for row in catalog.opened():
+        # Besides what was being made, what another incarnation was about to come in the place of.
+        for row in (*catalog.opened(), *filter(None, map(catalog.find, replaced))):
             if row.birth is not None:
                 remove_unless_whole(folder.instance(row.key))
 

@@ -56,14 +56,13 @@ class Decision(msgspec.Struct, frozen=True):
 
 
 class Story(msgspec.Struct):
-    """What the log has of one incarnation of one file, in order."""
+    """What the log has of one incarnation of one file, in order.
+
+    `salts` are those of all WALs of this runtime, of any incarnation under that name, that the log knows.
+    """
 
     entries: list[Entry]
-
-    @property
-    def salts(self) -> set[bytes]:
-        """The salts of all WALs of this runtime from which the log has anything."""
-        return {entry.salts for entry in self.entries if entry.kind == IMAGES}
+    salts: set[bytes]
 
     @property
     def images(self) -> list[Entry]:
@@ -190,8 +189,11 @@ def _read(found: Iterable[tuple[Path, Segment]]) -> tuple[dict[tuple[str, int], 
                     templates[entry.number] = entry.images[1]
                 else:
                     ordered.append(((entry.epoch, segment.worker, segment.number), entry))
+    salts: dict[str, set[bytes]] = {}
     for _, entry in sorted(ordered, key=lambda each: each[0]):
-        stories.setdefault((entry.name, entry.incarnation), Story([])).entries.append(entry)
+        known = salts.setdefault(entry.name, set())
+        stories.setdefault((entry.name, entry.incarnation), Story([], known)).entries.append(entry)
+        known.add(entry.salts)
     return stories, templates
 
 

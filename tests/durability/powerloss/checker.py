@@ -150,7 +150,7 @@ async def _finish(stage: Stage, order: Order, known: Known) -> list[str]:
     if (await instance.status()).status == "paused":
         await instance.resume()
     for n in order.waits:
-        if n not in known.events or not known.promised:
+        if n not in known.events or not known.promised or known.asked > known.generation:
             await stage.send(order, n)
     values = await stage.finish(order)
     if values is None or not known.promised:
