@@ -28,7 +28,7 @@ from perdure.errors import InstanceFinishedError, InstanceNotFoundError, Perdure
 from perdure.storage.catalog import Catalog
 from perdure.storage.codec import Codec
 from perdure.storage.peek import peek_state
-from perdure.storage.records import CatalogRow, InstanceState, Key
+from perdure.storage.records import Birth, CatalogRow, InstanceState, Key, Stored
 from perdure.storage.writer import CatalogWriter
 
 CommandName = Literal["send-event", "pause", "resume", "terminate", "open"]
@@ -113,6 +113,10 @@ class Access(Protocol):
         """Forget how an instance ended: another incarnation takes its place."""
         ...
 
+    async def add(self, birth: Birth, params: Stored, *, start_at_ms: int | None, replace: bool) -> None:
+        """Return once a new instance is in the catalog, durably. Raises `InstanceExistsError`."""
+        ...
+
     def require(self, key: Key) -> CatalogRow:
         """Return an instance's row. Raises `InstanceNotFoundError`."""
         ...
@@ -152,6 +156,17 @@ class Access(Protocol):
     def change_of(self, key: Key) -> trio.Event:
         """Return an event that is set once the instance may have changed. Asked for before looking."""
         ...
+
+
+async def queue(
+    access: Access, birth: Birth, params: Stored, *, start_at_ms: int | None, replace: bool
+) -> None:
+    """Put a new instance into the queue, for whoever claims it."""
+    await access.writer.write(
+        lambda catalog: catalog.add(birth, params, start_at_ms=start_at_ms, replace=replace)
+    )
+    access.forget(Key(birth.workflow, birth.id))
+    access.ring()
 
 
 async def peek(access: Access, key: Key) -> InstanceState:

@@ -23,7 +23,7 @@ import msgspec
 import trio
 
 from perdure.actors.outcome import Outcome
-from perdure.engine.access import Command, ElsewhereError, refuse_finished, required, stored_outcome
+from perdure.engine.access import Command, ElsewhereError, queue, refuse_finished, required, stored_outcome
 from perdure.engine.app import App
 from perdure.engine.folder import StateFolder
 from perdure.engine.line import LineClosedError
@@ -50,7 +50,7 @@ from perdure.errors import PerdureError, RuntimeClosedError
 from perdure.storage.catalog import Catalog
 from perdure.storage.codec import Codec
 from perdure.storage.peek import bring_to_rest, peek_token
-from perdure.storage.records import FINISHED, CatalogRow, Key
+from perdure.storage.records import FINISHED, Birth, CatalogRow, Key, Stored
 from perdure.storage.writer import CatalogWriter
 
 logger: Final = logging.getLogger("perdure.engine")
@@ -180,6 +180,10 @@ class Front:
         """Have all workers look into the catalog."""
         if self._supervisor is not None:
             self._supervisor.tell_all(Look())
+
+    async def add(self, birth: Birth, params: Stored, *, start_at_ms: int | None, replace: bool) -> None:
+        """Put a new instance into the queue, for a worker to claim."""
+        await queue(self, birth, params, start_at_ms=start_at_ms, replace=replace)
 
     def forget(self, key: Key) -> None:
         """Forget how an instance ended: another incarnation takes its place, or it is revived."""

@@ -152,11 +152,7 @@ class Runtime:
         access = self._access
         if access.closing:
             raise RuntimeClosedError("the runtime is ending and takes no more work")
-        await access.writer.write(
-            lambda catalog: catalog.add(birth, stored, start_at_ms=start_at_ms, replace=replace)
-        )
-        access.forget(Key(birth.workflow, birth.id))
-        access.ring()
+        await access.add(birth, stored, start_at_ms=start_at_ms, replace=replace)
 
     async def _make_way(self, key: Key) -> None:
         """End what is there, so that another incarnation can take its place."""

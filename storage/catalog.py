@@ -44,7 +44,7 @@ FIND_ID: Final = f"""
 ADD: Final = """
     INSERT INTO _perdure_instances (workflow, id, incarnation, status, birth, params, created_at, start_at,
         owner, epoch, open, version, parent, tags)
-    VALUES (?, ?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
 REPLACE: Final = "DELETE FROM _perdure_instances WHERE workflow = ? AND id = ?"
 OPENED: Final = f"SELECT {COLUMNS} FROM _perdure_instances WHERE open = 1 ORDER BY created_at"
 CLAIM: Final = """
@@ -271,7 +271,7 @@ class Catalog:
         """Queue a new instance; with `owner`, as claimed by it. Raises `InstanceExistsError`."""
         if replace:
             self.connection.execute(REPLACE, (birth.workflow, birth.id))
-        epoch, opened = (1, 1) if owner is not None else (0, 0)
+        status, epoch, opened = ("queued", 0, 0) if owner is None else ("running", 1, 1)
         text = birth_text(birth)
         try:
             self.connection.execute(
@@ -280,6 +280,7 @@ class Catalog:
                     birth.workflow,
                     birth.id,
                     birth.incarnation,
+                    status,
                     text,
                     params,
                     birth.created_at_ms,
@@ -298,6 +299,15 @@ class Catalog:
                 workflow=birth.workflow,
                 instance_id=birth.id,
             ) from error
+
+    def add_claimed(
+        self, birth: Birth, params: Stored | None, owner: int, *, replace: bool = False
+    ) -> CatalogRow:
+        """Add a new instance as claimed by `owner`, and return its row as `claim` does."""
+        self.add(birth, params, owner=owner, replace=replace)
+        row = self.find(Key(birth.workflow, birth.id))
+        assert row is not None
+        return msgspec.structs.replace(row, status="queued")
 
     def claim(self, key: Key, owner: int) -> CatalogRow | None:
         """Mark an instance as open and owned and return its row, or None where somebody has it open."""

@@ -99,7 +99,7 @@ async def test_what_became_of_instances_is_counted_per_workflow(runtime: Runtime
 async def test_what_is_in_memory_counts_as_it_stands_now(runtime: Runtime) -> None:
     await runtime.create(Approval)
     await runtime.create(Blocked)
-    now = await until(runtime, warm=2, busy=1, parked=1)
+    now = await until(runtime, warm=2, busy=1, parked=1, files_open=2)
 
     assert (2, 1) == (now.files_open, now.steps)
     assert WorkflowStatistics(warm=1, parked=1, started=1, steps=1) == now.workflows["Approval"]
