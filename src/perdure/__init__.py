@@ -15,7 +15,8 @@ from perdure.engine.app import App
 from perdure.engine.batches import BatchEntry
 from perdure.engine.instance import HistoryEntry, Instance
 from perdure.engine.opening import open_runtime
-from perdure.engine.runtime import Runtime, RuntimeStatistics
+from perdure.engine.runtime import Runtime
+from perdure.engine.statistics import RuntimeStatistics
 from perdure.engine.status import InstanceStatus
 from perdure.errors import (
     AmbiguousInstanceError,
