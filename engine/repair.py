@@ -31,6 +31,7 @@ from perdure.storage.disk import Disk
 from perdure.storage.locks import FolderLock
 from perdure.storage.peek import bring_to_rest
 from perdure.storage.records import FINISHED, CatalogRow, InstanceState, Key, Status
+from perdure.storage.redo import segments
 from perdure.storage.survey import (
     Look,
     catalog_fault,
@@ -118,7 +119,7 @@ def _require_ours(folder: StateFolder) -> None:
                 path=str(root),
             )
         return
-    if not any(is_ours(path) for path in instance_paths(root)):
+    if not segments(folder.relay) and not any(is_ours(path) for path in instance_paths(root)):
         raise StateUnusableError(
             f"{root} holds no catalog and no instance's file, so there is nothing to repair: name a state"
             " folder with --state DIR",
