@@ -14,8 +14,8 @@ import trio
 from perdure import InstanceFinishedError
 from perdure.engine.app import load_app
 from perdure.engine.inbox import EventBody
-from perdure.engine.remote import open_remote
 from perdure.engine.opening import open_runtime
+from perdure.engine.remote import open_remote
 
 pytestmark = pytest.mark.slow
 LOST = "the token of a command whose reply was lost"
