@@ -8,7 +8,6 @@ file; with `--break NAME` its disk is one that breaks a promise.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import signal
 import threading
@@ -20,17 +19,15 @@ from pathlib import Path
 import msgspec
 import trio
 
-from perdure.engine import opening
-from perdure.storage import relay
+import perdure
 from perdure.storage.disk import Disk
 from perdure.storage.files import InstanceFile
 from perdure.testing import VirtualClock, open_test_runtime
+from powerloss.bounds import SMALL, shrink_log
 from powerloss.scripts import SCRIPTS, Life, Script, Stage, take_up, visit
-from powerloss.work import Fact, Job, Witness
+from powerloss.work import ACKS, Fact, Job, Witness, open_witness, tell_into
 
 LATE_S = 0.02
-SMALL_SEGMENT_BYTES = 96 * 1024
-SOON_S = 0.003
 
 
 class DiskWithoutFileSync(Disk):
@@ -72,7 +69,7 @@ class Teller:
 
     def tell(self, fact: Fact) -> None:
         """Tell one fact to the world."""
-        os.write(self._file, json.dumps(fact).encode() + b"\n")
+        tell_into(self._file, fact)
         self._told.append(fact)
         self._changed.set()
 
@@ -98,14 +95,6 @@ def kill_after(commits: int) -> None:
     setattr(InstanceFile, "commit", commit_and_die)  # noqa: B010 - the seam at which the process dies
 
 
-def shrink_log() -> None:
-    """Have the runtime's relay log begin, settle and use again its segments all the time."""
-    small = partial(relay.RelayLog, segment_bytes=SMALL_SEGMENT_BYTES, segments_max=4, idle_s=SOON_S)
-    setattr(opening, "RelayLog", small)  # noqa: B010 - the bounds are no setting of users
-    setattr(relay, "WHOLE_BYTES_MAX", SMALL_SEGMENT_BYTES * 2 // 3)  # noqa: B010 - likewise
-    setattr(relay, "DIRECT_BYTES", SMALL_SEGMENT_BYTES // 3)  # noqa: B010 - likewise
-
-
 def later_clock(life: int, boot: int) -> VirtualClock:
     """Return a clock on which each life of a process comes a day after the one before."""
     clock = VirtualClock(start=datetime(2030, 1, 1, tzinfo=UTC) + timedelta(days=life), boot=boot)
@@ -115,6 +104,13 @@ def later_clock(life: int, boot: int) -> VirtualClock:
 
 async def live(script: Script, life: Life, number: int, options: argparse.Namespace) -> None:
     teller = Teller(options.acks)
+    if life.workers > 1:
+        os.environ[ACKS] = options.acks
+        app = perdure.App([Job], env=open_witness, limits=life.limits)
+        async with perdure.open_runtime(options.state, app, workers=life.workers) as runtime:
+            teller.tell({"what": "open", "durability": life.durability})
+            await life.drive(Stage(runtime, script, teller.tell, teller.began))
+        return
     visitor = partial(visit, Path(options.state), teller.tell) if life.visited else None
     async with open_test_runtime(
         options.state, workflows=[Job], env=Witness(teller.tell, visitor), replay="warm",
@@ -141,6 +137,7 @@ def main() -> None:
     if options.recover:
         life = msgspec.structs.replace(life, drive=take_up)
     if life.small_log:
+        os.environ[SMALL] = "yes"
         shrink_log()
     if options.kill:
         kill_after(options.kill)

@@ -111,11 +111,16 @@ def run(options: list[str], trace: Path, *, strace: str, killed: bool) -> None:
 
 
 def has_happened(call: Call, volume: Volume) -> bool:
-    """Whether a write that a death cut short has been done all the same."""
+    """Whether a write that a death cut short has been done all the same.
+
+    Where another process has removed the file since, it makes no difference.
+    """
     found = descriptor(call.arguments[0]) if call.name == "pwrite64" else None
     if found is None or found.deleted or not volume.holds(found.path):
         return False
     data, offset = written(call), int(call.arguments[3])
+    if not Path(found.path).exists():
+        return False
     with Path(found.path).open("rb") as file:
         file.seek(offset)
         return file.read(len(data)) == data

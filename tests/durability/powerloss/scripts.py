@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import signal
 import sqlite3
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -28,6 +29,7 @@ BYSTANDER: Final = "mine/notes.txt"
 """A file of the user's own in the state folder."""
 
 
+WORKERS: Final = "SELECT pid FROM _perdure_workers WHERE doorbell IS NULL AND stopped_at IS NULL"
 VISITED: Final = (1, 5)
 
 
@@ -38,6 +40,7 @@ class Life(msgspec.Struct, frozen=True, kw_only=True):
     durability: Any = "full"
     limits: perdure.Limits = perdure.Limits(crashes_max=1_000)
     killed: bool = False
+    workers: int = 1
     visited: bool = False
     """Whether somebody edits the files while steps are under way."""
     small_log: bool = False
@@ -146,6 +149,22 @@ async def take_up(stage: Stage) -> None:
             await stage.command(order, "resume")
         for n in order.waits:
             await stage.send(order, n)
+        await stage.finish(order)
+
+
+async def shared(stage: Stage) -> None:
+    """Share the orders between workers, and have one of these die while they are under way."""
+    for order in stage.orders:
+        await stage.create(order)
+    pids = [row.pid for row in await stage.runtime.sql(WORKERS)]
+    for turn in range(len(stage.orders[0].waits)):
+        for order in stage.orders:
+            await stage.send(order, order.waits[turn])
+        if turn == 0:
+            os.kill(pids[0], signal.SIGKILL)
+        for order in stage.orders:
+            await stage.show(order)
+    for order in stage.orders:
         await stage.finish(order)
 
 
@@ -309,6 +328,14 @@ SCRIPTS: Final[dict[str, Script]] = {
         Script(
             name="visitor", orders=orders("a", "b", steps=6, waits=(2, 4)),
             lives=(Life(drive=all_at_once, visited=True),),
+        ),
+        Script(
+            name="workers", orders=orders("a", "b", "c", "d", steps=6, waits=(1, 3)),
+            lives=(Life(drive=shared, workers=2),),
+        ),
+        Script(
+            name="worker segments", orders=orders("a", "b", "c", "d", steps=10, waits=(1, 4, 7), chars=4_000),
+            lives=(Life(drive=shared, workers=2, small_log=True),),
         ),
         Script(
             name="segments", orders=orders("a", "b", "c", "d", steps=14, waits=(3, 7, 11), chars=4_000),

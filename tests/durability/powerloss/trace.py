@@ -233,7 +233,9 @@ def parse(text: str, since: int) -> Call | None:
     """Return the call that a line of the trace, without its thread, tells of; None for no call."""
     found = CALL.fullmatch(text)
     if found is None:
-        if text.startswith(("+++", "---")):
+        if text.startswith(
+            ("+++", "---", "???")
+        ):  # the last: a death came between a call's number and its name
             return None
         raise UnknownCallError(text[:200])
     name, arguments, result, rest = found.groups()
