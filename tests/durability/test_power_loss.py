@@ -64,9 +64,19 @@ def test_a_recovery_may_be_interrupted_by_another_power_failure(folder: Path, st
     assert not found, f"after {first}:\n{told(found)}"
 
 
-@pytest.mark.parametrize("broken", ["file-sync", "directory-sync", "late"])
-def test_the_proof_fails_on_a_disk_that_breaks_a_promise(folder: Path, strace: str, broken: str) -> None:
-    operations = record("chains", folder, strace=strace, seed=SEED, broken=broken)
-    chosen = crashes(operations, count=max(CRASHES, 12), seed=SEED)
+@pytest.mark.parametrize(
+    ("broken", "name"),
+    [
+        ("file-sync", "chains"),
+        ("directory-sync", "chains"),
+        ("late", "chains"),
+        ("file-system-sync", "segments"),
+    ],
+)
+def test_the_proof_fails_on_a_disk_that_breaks_a_promise(
+    folder: Path, strace: str, broken: str, name: str
+) -> None:
+    operations = record(name, folder, strace=strace, seed=SEED, broken=broken)
+    chosen = crashes(operations, count=max(CRASHES, 16), seed=SEED)
 
-    assert any(findings(SCRIPTS["chains"], operations, chosen, folder))
+    assert any(findings(SCRIPTS[name], operations, chosen, folder))

@@ -44,6 +44,13 @@ class DiskWithoutDirectorySync(Disk):
         pass
 
 
+class DiskWithoutFileSystemSync(Disk):
+    """A disk that only says it has synced the file system as a whole."""
+
+    def sync_file_system(self, path: Path) -> None:
+        pass
+
+
 class LateDisk(Disk):
     """A disk that says it has synced, and does so a little later: the gate opens before the sync."""
 
@@ -56,7 +63,12 @@ class LateDisk(Disk):
         os.close(descriptor)
 
 
-DISKS = {"file-sync": DiskWithoutFileSync, "directory-sync": DiskWithoutDirectorySync, "late": LateDisk}
+DISKS = {
+    "file-sync": DiskWithoutFileSync,
+    "directory-sync": DiskWithoutDirectorySync,
+    "file-system-sync": DiskWithoutFileSystemSync,
+    "late": LateDisk,
+}
 
 
 class Teller:
