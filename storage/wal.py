@@ -40,12 +40,19 @@ class Commits:
 
 
 def read_commits(
-    descriptor: int, *, after: int, salts: bytes | None, commits: int | None, bytes_max: int
+    descriptor: int,
+    *,
+    after: int,
+    salts: bytes | None,
+    commits: int | None,
+    bytes_max: int,
+    checked: bool = False,
 ) -> tuple[Commits, bool]:
     """Return what was committed behind byte `after`, and whether there is more than was expected.
 
     `salts` and `after` are of an earlier reading; where the WAL has started over since, or `salts` is
     None, it is read from its beginning. After `commits` transactions, where that is given, reading stops.
+    With `checked` it stops where SQLite would: behind a frame that a death has torn may lie older ones.
     Raises `WalTooLong` where the frames take more than `bytes_max`, and `OSError`.
     """
     head = os.pread(descriptor, HEADER_BYTES, 0)
@@ -54,11 +61,12 @@ def read_commits(
     now = head[16:24]
     if now != salts:
         after = HEADER_BYTES
+    order = ">" if head[3] & 1 else "<"
     page_bytes = int.from_bytes(head[8:12], "big")
     found = Commits(page_bytes, now, after)
     frame_bytes = FRAME_HEADER_BYTES + page_bytes
     data = os.pread(descriptor, FIRST_READ_BYTES, after)
-    at = 0
+    at, sums = 0, _sums_before(descriptor, after, frame_bytes) if checked else None
     pending: list[tuple[int, int]] = []
     while True:
         if at + frame_bytes > len(data):
@@ -74,6 +82,10 @@ def read_commits(
             return found, False
         if found.commits == commits:
             return found, True
+        if sums is not None:
+            sums = _frame_sums(data[at : at + frame_bytes], order, sums)
+            if sums != struct.unpack_from(">II", data, at + 16):
+                return found, False
         at += frame_bytes
         pending.append((page, at))
         if file_pages:
@@ -138,6 +150,19 @@ def last_commit_is_whole(descriptor: int, end: int, page_bytes: int) -> bool:
         if struct.unpack_from(">II", data, at + 16) != (one, two):
             return False
     return True
+
+
+def _sums_before(descriptor: int, at: int, frame_bytes: int) -> tuple[int, int]:
+    """Return the checksums that stand before the frame at byte `at`."""
+    one, two = struct.unpack(
+        ">II", os.pread(descriptor, 8, 24 if at == HEADER_BYTES else at - frame_bytes + 16)
+    )
+    return one, two
+
+
+def _frame_sums(frame: bytes, order: str, sums: tuple[int, int]) -> tuple[int, int]:
+    """Return the checksums that a frame should have behind those before it."""
+    return _checksum(frame[FRAME_HEADER_BYTES:], order, *_checksum(frame[:8], order, *sums))
 
 
 def _checksum(data: bytes, order: str, one: int, two: int) -> tuple[int, int]:

@@ -17,7 +17,9 @@ from perdure.storage.wal import (
     FRAME_HEADER_BYTES,
     HEADER_BYTES,
     Commits,
+    WalFound,
     WalTooLong,
+    examine_wal,
     last_commit_is_whole,
     read_commits,
 )
@@ -322,3 +324,43 @@ def test_a_header_of_a_commit_written_before_its_page_is_no_commit_to_sqlite_eit
     assert not last_commit_is_whole(database.wal, found.end, PAGE_BYTES)
     assert last_commit_is_whole(database.wal, first.end, PAGE_BYTES)
     assert committed == database.checkpointed() == database.applied(first)
+
+
+def test_behind_a_torn_commit_nothing_counts_however_whole_it_looks(database: Database) -> None:
+    """Reordered writes leave whole commits behind a lost one: SQLite stops there, and so must a reader."""
+    for key in range(5):
+        database.commit(key)
+    first, _ = database.read(commits=2)
+    os.pwrite(database.wal, bytes(PAGE_BYTES), first.end + FRAME_HEADER_BYTES)
+
+    unchecked, _ = database.read()
+    checked, _ = read_commits(
+        database.wal, after=HEADER_BYTES, salts=None, commits=None, bytes_max=ALL, checked=True
+    )
+
+    assert 5 == unchecked.commits
+    assert last_commit_is_whole(database.wal, unchecked.end, PAGE_BYTES)
+    assert (2, first.end, first.images) == (checked.commits, checked.end, checked.images)
+    assert database.checkpointed() == database.applied(checked)
+    assert WalFound(first.salts, first.end, 1) == examine_wal(Path(f"{database.path}-wal"))
+
+
+def test_what_is_read_on_with_checks_is_what_is_read_without(database: Database) -> None:
+    database.commit(1)
+    first, _ = database.read()
+    database.commit(2, 3, size=3 * PAGE_BYTES)
+    plain, _ = database.go_on(first)
+
+    checked, _ = read_commits(
+        database.wal, after=first.end, salts=first.salts, commits=None, bytes_max=ALL, checked=True
+    )
+
+    assert (plain.end, plain.images, 1) == (checked.end, checked.images, checked.commits)
+
+
+def test_a_wal_without_a_commit_is_nothing(database: Database) -> None:
+    assert None is examine_wal(Path(f"{database.path}-wal"))
+    assert None is examine_wal(database.path.with_name("none"))
+    database.roll_back(8)
+
+    assert None is examine_wal(Path(f"{database.path}-wal"))
