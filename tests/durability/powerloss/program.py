@@ -24,7 +24,7 @@ from perdure.storage.disk import Disk
 from perdure.storage.files import InstanceFile
 from perdure.testing import VirtualClock, open_test_runtime
 from powerloss.bounds import SMALL, shrink_log
-from powerloss.scripts import SCRIPTS, Life, Script, Stage, take_up, visit
+from powerloss.scripts import SCRIPTS, Life, Script, Stage, Visitor, take_up
 from powerloss.work import ACKS, Fact, Job, Witness, open_witness, tell_into
 
 LATE_S = 0.02
@@ -123,14 +123,15 @@ async def live(script: Script, life: Life, number: int, options: argparse.Namesp
             teller.tell({"what": "open", "durability": life.durability})
             await life.drive(Stage(runtime, script, teller.tell, teller.began))
         return
-    visitor = partial(visit, Path(options.state), teller.tell) if life.visited else None
+    visitor = Visitor()
+    witness = Witness(teller.tell, visitor.visit if life.visited else None)
     async with open_test_runtime(
-        options.state, workflows=[Job], env=Witness(teller.tell, visitor), replay="warm",
-        durability=life.durability, clock=later_clock(number, options.boot), limits=life.limits,
-        disk=DISKS.get(options.broken, Disk)(),
+        options.state, workflows=[Job], env=witness, replay="warm", durability=life.durability,
+        clock=later_clock(number, options.boot), limits=life.limits, disk=DISKS.get(options.broken, Disk)(),
     ) as runtime:  # fmt: skip
         teller.tell({"what": "open", "durability": life.durability})
-        await life.drive(Stage(runtime, script, teller.tell, teller.began))
+        visitor.stage = Stage(runtime, script, teller.tell, teller.began)
+        await life.drive(visitor.stage)
 
 
 def main() -> None:

@@ -241,10 +241,20 @@ async def foreign_hand(stage: Stage) -> None:
         await stage.finish(order)
 
 
-async def visit(state: Path, tell: Tell, order: Order, n: int) -> None:
-    """Edit an instance's file with a tool of SQLite while a step of the instance is under way."""
-    if n in VISITED:
-        await edit(tell, order, state / "Job" / f"{order.id}.sqlite", f"during {n}")
+class Visitor:
+    """Edits an instance's file with a tool of SQLite while a step of the instance is under way."""
+
+    def __init__(self) -> None:
+        self.stage: Stage | None = None
+
+    async def visit(self, order: Order, n: int) -> None:
+        """Come by while step `n` is under way."""
+        if n not in VISITED or self.stage is None:
+            return
+        runtime = self.stage.runtime
+        instance = await runtime.get(Job, order.id)
+        await instance.sql("SELECT 1")  # what is shown lies in the file: from here on there is one
+        await edit(self.stage.tell, order, runtime.path / "Job" / f"{order.id}.sqlite", f"during {n}")
 
 
 async def at_rest(path: Path) -> None:
