@@ -258,16 +258,17 @@ class Visitor:
 
 
 async def at_rest(path: Path) -> None:
-    """Return when nobody has a file open."""
-    wal = trio.Path(f"{path}-wal")
-    while await wal.exists():  # noqa: ASYNC110 - nobody tells when SQLite has removed it
+    """Return when a file is there and nobody has it open."""
+    file, wal = trio.Path(path), trio.Path(f"{path}-wal")
+    while await wal.exists() or not await file.exists():  # noqa: ASYNC110 - SQLite does not tell
         await trio.sleep(0.001)
 
 
 async def edit(tell: Tell, order: Order, path: Path, note: str) -> None:
     """Edit an instance's file as `sqlite3` does: what it has committed is durable before it closes the file.
 
-    Where the WAL was there already SQLite leaves it to the file system that its name is on disk.
+    Where the WAL was there already SQLite leaves it to the file system that its name is on disk, and
+    that of its folder.
     """
 
     def in_thread() -> None:
@@ -275,6 +276,7 @@ async def edit(tell: Tell, order: Order, path: Path, note: str) -> None:
             connection.execute("CREATE TABLE IF NOT EXISTS notes (note TEXT)")
             connection.execute("INSERT INTO notes VALUES (?)", (note,))
             sync_folder(path.parent)
+            sync_folder(path.parent.parent)
             fact = {"what": "edited", "id": order.id, "note": note}
             trio.from_thread.run_sync(tell, fact)
 
