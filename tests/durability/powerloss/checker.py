@@ -27,6 +27,8 @@ from powerloss.scripts import BYSTANDER, Script, Stage
 from powerloss.work import Fact, Job, Order, Witness, digest, flaw, short
 
 REAL_S_MAX: Final = 20.0
+UNPROMISED_S_MAX: Final = 2.0
+"""What has lost pages may wait for ever for what they held."""
 OTHER_BOOT: Final = 77
 FOREIGN: Final = "was changed by another program"
 """What is logged where it is true."""
@@ -55,7 +57,7 @@ async def _open_and_check(state: Path, script: Script, oracle: Oracle) -> list[s
     life = script.lives[-1]
     clock = VirtualClock(start=datetime(2031, 1, 1, tzinfo=UTC), boot=OTHER_BOOT)
     try:
-        with trio.fail_after(REAL_S_MAX):
+        with trio.fail_after(2 * REAL_S_MAX):
             async with open_test_runtime(
                 state, workflows=[Job], env=Witness(told.append), replay="warm", durability=life.durability,
                 clock=clock, limits=life.limits,
@@ -138,7 +140,9 @@ async def finish(stage: Stage, order: Order, known: Known) -> list[str]:
     Of one that was not promised, a refusal that says what is wrong with its file is enough.
     """
     try:
-        return await _finish(stage, order, known)
+        with trio.move_on_after(REAL_S_MAX if known.promised else UNPROMISED_S_MAX):
+            return await _finish(stage, order, known)
+        return ["it does not come to its end"] if known.promised else []
     except (perdure.PerdureError, TypeError):  # rows of a page that was never synced may hold anything
         if known.promised:
             raise
