@@ -59,7 +59,9 @@ def bench(
     folder: Path | None, peers: bool, peer_python: str, source: Path | None, as_json: bool, markdown: bool,
     page_file: Path | None, image: Path | None, quiet: bool,
 ) -> int:  # fmt: skip
-    """Measure Perdure on this machine, beside a bare `sqlite3` loop and the peers that are installed.
+    """Measure Perdure on this machine, beside bare sqlite3 and peers.
+
+    A bare `sqlite3` loop writes the same rows; peers are measured where they are installed.
 
     Each benchmark says what it measures against: its target, a bare loop that writes the same rows with the
     same durability in the same rounds, and what other systems do. Without a NAME they are listed.

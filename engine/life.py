@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, Final, Protocol
 
 import trio
 
 from perdure.actors.actor import Actor
-from perdure.actors.host import Host, deadline_in
+from perdure.actors.host import Host, deadline_in, remaining_ms
 from perdure.actors.outcome import (
     Broken,
     Completed,
@@ -51,6 +51,7 @@ from perdure.storage.records import (
     decode_birth,
 )
 from perdure.storage.relay import RelayLog
+from perdure.storage.unwritten import MemoryFiles
 from perdure.storage.writer import CatalogWriter
 
 AtRest = Completed | Failed | Terminated | Paused | Parked | Dead | Interrupted
@@ -66,6 +67,7 @@ class Owner(Protocol):
     durability: Durability
     host: Host
     relay: RelayLog | None
+    memory: MemoryFiles | None
     writer: CatalogWriter
     openings: FileHost
     closings: FileHost
@@ -74,6 +76,14 @@ class Owner(Protocol):
 
     def quiet(self, actor: Actor) -> None:
         """Note that all of the actor is parked."""
+        ...
+
+    def room_made(self) -> None:
+        """Note that another instance may have a place."""
+        ...
+
+    def spawn(self, serve: Callable[[], Awaitable[None]]) -> None:
+        """Run a task for as long as the runtime serves."""
         ...
 
     def announce(self, key: Key, outcome: Outcome) -> None:
@@ -109,6 +119,7 @@ class Life:
         self._touched = False
         self._shutting_down = False
         self._again = trio.Event()
+        self._unsaved = False  # whether the log alone has what the file should have
 
     # -- from birth to rest ----------------------------------------------------------------
 
@@ -146,7 +157,11 @@ class Life:
         owner = self._owner
         epoch = row.epoch
         birth = decode_birth(row.birth)
-        file, newborn = await owner.openings.do(lambda: self._file(birth))
+        in_memory = self._in_memory(birth)
+        if in_memory is None:
+            file, newborn = await owner.openings.do(lambda: self._file(birth))
+        else:
+            file, newborn = in_memory, True
         self.file = file
         file.owner = self.key
         if owner.relay is not None:
@@ -171,8 +186,46 @@ class Life:
                 f"its process died {row.crashes} times in a row with nothing recorded between; `resume` tries"
                 " it again"
             )
+        if file.unwritten is not None:
+            owner.host.timers.at(deadline_in(owner.host.clock, owner.host.limits.unwritten_s), self._outlived)
         if self._shutting_down:
             self.actor.shut_down()
+
+    def _in_memory(self, birth: Birth | None) -> InstanceFile | None:
+        """Return an empty file that is not written yet, for an instance just created; None for any other."""
+        owner = self._owner
+        path = owner.folder.instance(self.key)
+        if owner.memory is None or birth is None or path.exists():
+            return None
+        return owner.memory.make(path)
+
+    def _outlived(self) -> None:
+        """See to it that a file gets written that has been in memory for its time."""
+        file, actor = self.file, self.actor
+        if file is None or file.unwritten is None or self.ending or actor is None:
+            return
+        wake = actor.waits().wake if actor.is_parked else None
+        limits = self._owner.host.limits
+        if wake is not None and remaining_ms(self._owner.host.clock, wake) > limits.idle_grace_s * 1000:
+            actor.hibernate()  # as it would soon, and without opening what is written
+        else:
+            self._owner.spawn(self._write_out)
+
+    async def _write_out(self) -> None:
+        host = self._owner.host
+        try:
+            await self.written_out()
+        except StateError as error:
+            logger.error("%s stays in memory for now: %s", self.key, error)
+            host.timers.at(deadline_in(host.clock, host.limits.reset_delay_s), self._outlived)
+
+    async def written_out(self) -> None:
+        """Return when the file is on disk, so that others can open it. Raises `StateError`."""
+        gate = self._owner.host.gate
+        while (file := self.file) is not None and not gate.try_write_out(file):
+            await gate.passed(file)
+            await trio.lowlevel.checkpoint()
+        self._owner.room_made()
 
     def _file(self, birth: Birth | None) -> tuple[InstanceFile, bool]:
         """Open the file, made where it is not born yet; say whether it is empty. Runs off the loop.
@@ -304,8 +357,7 @@ class Life:
 
     async def _tell(self, operation: Callable[[Catalog], None]) -> None:
         """Write to the catalog; where that fails, again after a rest, until done or the runtime ends."""
-        host = self._owner.host
-        while True:
+        while not self._unsaved:
             try:
                 await self._owner.writer.write(operation)
             except StateError as error:
@@ -317,10 +369,14 @@ class Life:
                 return
             if self._shutting_down:  # the row stays marked open, so that the next start looks at the file
                 return
-            timer = host.timers.at(deadline_in(host.clock, host.limits.reset_delay_s), self._again.set)
-            await self._again.wait()
-            self._again = trio.Event()
-            timer.cancel()
+            await self._wait_a_while()
+
+    async def _wait_a_while(self) -> None:
+        host = self._owner.host
+        timer = host.timers.at(deadline_in(host.clock, host.limits.reset_delay_s), self._again.set)
+        await self._again.wait()
+        self._again = trio.Event()
+        timer.cancel()
 
     async def _close(self) -> None:
         file, self.file = self.file, None
@@ -328,11 +384,17 @@ class Life:
             return
         gate = self._owner.host.gate
         in_order = await gate.retire(file)
-        try:
-            await self._owner.closings.do(file.close if in_order else file.abandon)
-        except Exception as error:  # noqa: BLE001 - a failed checkpoint leaves the WAL to the next owner
-            logger.error("%s was not closed cleanly: %s", self.key, error)
-        gate.retired(file, in_order=in_order)
+        while True:
+            try:
+                await self._owner.closings.do(file.close if in_order else file.abandon)
+            except Exception as error:  # noqa: BLE001 - a failed checkpoint leaves the WAL to the next owner
+                logger.error("%s was not closed cleanly: %s", self.key, error)
+                if file.unwritten is not None and not self._shutting_down:
+                    await self._wait_a_while()  # there is nothing but memory and the log that has it
+                    continue
+                self._unsaved = file.unwritten is not None
+            break
+        gate.retired(file, in_order=in_order and not self._unsaved)
 
     # -- commands --------------------------------------------------------------------------
 
@@ -360,10 +422,11 @@ class Life:
                 self._unused.set()
 
     async def synced(self) -> None:
-        """Return when all that the instance has written so far may be seen outside (law 2)."""
+        """Return when all that the instance has written so far is where others may see it (law 2)."""
         file = self.file
         if file is not None:
             await self._owner.host.gate.passed(file)
+            await self.written_out()
 
     def shut_down(self) -> None:
         """End this life because the runtime is ending."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 import collections
 import contextvars
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import trio
@@ -37,6 +37,7 @@ from perdure.storage.files import InstanceFile
 from perdure.storage.opening import FileHost
 from perdure.storage.records import FINISHED, CatalogRow, Deadline, Durability, Key
 from perdure.storage.relay import RelayLog
+from perdure.storage.unwritten import MemoryFiles
 from perdure.storage.writer import CatalogWriter
 
 logger: Final = logging.getLogger("perdure.engine")
@@ -61,6 +62,7 @@ class GameLoop:
         host: Host,
         catalog: Catalog,
         relay: RelayLog | None,
+        memory: MemoryFiles | None,
         writer: CatalogWriter,
         openings: FileHost,
         closings: FileHost,
@@ -74,6 +76,7 @@ class GameLoop:
         self.host = host
         self.catalog = catalog
         self.relay = relay
+        self.memory = memory
         self.writer = writer
         self.openings = openings
         self.closings = closings
@@ -119,7 +122,7 @@ class GameLoop:
         self._look = True
         self._ring.set()
 
-    def _room_made(self) -> None:
+    def room_made(self) -> None:
         """Have the next tick come where a life that has ended may make way for what waits."""
         if self._look:
             self._ring.set()
@@ -180,6 +183,8 @@ class GameLoop:
         room = limits.warm_max - len(self.lives)
         if room <= 0:
             self._make_way()
+        if self.memory is not None:
+            room = min(room, limits.unwritten_max - self.memory.in_use)
         return min(room, limits.running_max - self.busy)
 
     @property
@@ -321,7 +326,7 @@ class GameLoop:
             if life.will_wake:
                 self.ring()
             else:
-                self._room_made()
+                self.room_made()
 
     def quiet(self, actor: Actor) -> None:
         """All of an actor is parked: look again after the grace time whether it may hibernate."""
@@ -329,7 +334,7 @@ class GameLoop:
         if life is not None and life.crashes and actor.is_parked:
             self.forgive(life)  # it only waits: another instance takes the process down
         if len(self.lives) >= self.host.limits.warm_max:
-            self._room_made()  # there may be somebody to make way for
+            self.room_made()  # there may be somebody to make way for
         if life is None or life.quiet_timer_set:
             return
         life.quiet_timer_set = True
@@ -403,6 +408,11 @@ class GameLoop:
         life.crashes = 0
         assert self._nursery is not None
         self._nursery.start_soon(self._forgive, life.key)
+
+    def spawn(self, serve: Callable[[], Awaitable[None]]) -> None:
+        """Run a task for as long as the loop serves."""
+        if self._nursery is not None and not self.closing:
+            self._nursery.start_soon(serve)
 
     async def _forgive(self, key: Key) -> None:
         try:

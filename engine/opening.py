@@ -47,6 +47,7 @@ from perdure.storage.query import QueryHost, open_query_host
 from perdure.storage.records import Durability, Key
 from perdure.storage.relay import RelayLog
 from perdure.storage.turns import Turn
+from perdure.storage.unwritten import MemoryFiles
 from perdure.storage.writer import CatalogWriter
 
 logger: Final = logging.getLogger("perdure.engine")
@@ -210,6 +211,7 @@ class Opening:
                         host=host,
                         catalog=self.reading,
                         relay=relay,
+                        memory=self._memory_files(relay),
                         writer=writer,
                         openings=openings,
                         closings=closings,
@@ -261,6 +263,12 @@ class Opening:
             self.folder.relay, root=self.folder.root, disk=self.disk, worker=worker, boot=self.clock.boot,
             mark=mark if self.turn is not None else None,
         )  # fmt: skip
+
+    def _memory_files(self, relay: RelayLog | None) -> MemoryFiles | None:
+        """Return what makes files in memory, where there is a log that has them as well."""
+        if relay is None or self.app.limits.unwritten_s <= 0:
+            return None
+        return MemoryFiles(disk=self.disk, durability=self.durability)
 
     def _gate(self, relay: RelayLog | None) -> Gate:
         return Gate(

@@ -9,6 +9,7 @@ Invariants:
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -17,11 +18,11 @@ import trio
 from perdure.actors.host import Clock, deadline_in
 from perdure.engine.app import App
 from perdure.engine.folder import StateFolder
-from perdure.storage.catalog import Catalog
+from perdure.storage.catalog import Catalog, open_catalog
 from perdure.storage.check import check_after_machine_death, remove_unless_whole
 from perdure.storage.disk import Disk
 from perdure.storage.records import CatalogRow, Durability, Key
-from perdure.storage.redo import redo, segments, settle
+from perdure.storage.redo import redo, revive, segments, settle
 from perdure.storage.writer import CatalogWriter
 
 
@@ -73,6 +74,7 @@ def settle_logs(folder: StateFolder, boot: int, catalog: Catalog | None, disk: D
     if any(segment.boot != boot for _, segment in found):
         redo(folder.relay, folder.root, disk, boot=boot, locate=locate)
     elif folder.relay.exists() and any(folder.relay.iterdir()):
+        revive(folder.relay, disk, locate=locate)
         settle(folder.relay, folder.root, disk)
     last = None if catalog is None else catalog.last_worker()
     if catalog is not None and last is not None and last.boot != boot and last.durability == "full":
@@ -80,6 +82,20 @@ def settle_logs(folder: StateFolder, boot: int, catalog: Catalog | None, disk: D
         for row in (*catalog.opened(), *filter(None, map(catalog.find, replaced))):
             if row.birth is not None:
                 remove_unless_whole(folder.instance(row.key))
+
+
+def settle_worker(folder: StateFolder, disk: Disk, worker: int) -> None:
+    """Make safe what a dead worker wrote, or had in memory, and remove its log. Runs off the loop."""
+    if any(segment.worker == worker for _, segment in segments(folder.relay)):
+        with contextlib.closing(Catalog(open_catalog(folder.catalog, checkpointer=False))) as catalog:
+
+            def locate(name: str, incarnation: int) -> tuple[Path, int] | None:
+                key = Key(*name.split("/", 1))
+                safe_epoch = catalog.safe_epoch(key, incarnation)
+                return None if safe_epoch is None else (folder.instance(key), safe_epoch)
+
+            revive(folder.relay, disk, locate=locate, worker=worker)
+    settle(folder.relay, folder.root, disk, worker=worker)
 
 
 async def take_up(app: App, clock: Clock, catalog: Catalog, writer: CatalogWriter) -> None:

@@ -33,12 +33,12 @@ from perdure.actors.processes import interpreter_flags
 from perdure.engine.folder import StateFolder
 from perdure.engine.line import Line, line_pair
 from perdure.engine.messages import Answer, Begin, Leave, Look, Message, Ready, Refused, Request, restored
+from perdure.engine.recovery import settle_worker
 from perdure.errors import PerdureError, RuntimeClosedError, StateError, StateUnusableError
 from perdure.limits import Limits
 from perdure.storage.disk import Disk
 from perdure.storage.locks import FolderLock
 from perdure.storage.records import Durability
-from perdure.storage.redo import settle
 from perdure.storage.writer import CatalogWriter
 
 logger: Final = logging.getLogger("perdure.engine")
@@ -310,7 +310,7 @@ class Supervisor:
         """Make safe what a worker wrote before it was killed: the next owner shows it, and builds on it."""
         disk = Disk()
         make_safe = (
-            partial(settle, self._folder.relay, self._folder.root, disk, worker=worker.number)
+            partial(settle_worker, self._folder, disk, worker.number)
             if disk.syncs_file_systems
             else partial(disk.sync_everything, self._folder.root)
         )

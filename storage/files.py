@@ -170,6 +170,7 @@ class InstanceFile:
         "failure",
         "generation",
         "guard",
+        "image",
         "is_new",
         "leftover",
         "newborn",
@@ -178,6 +179,7 @@ class InstanceFile:
         "relay",
         "stamp",
         "ticket",
+        "unwritten",
     )
 
     def __init__(
@@ -196,6 +198,8 @@ class InstanceFile:
         self.is_new = False  # whether it was made a moment ago, so that nothing can be in it
         self.newborn: InstanceState | None = None  # all that it holds, until its first commit
         self.leftover = False  # whether a WAL was there already: its owner before was killed
+        self.unwritten: Any = None  # what makes files in memory, as long as this one is there only
+        self.image = b""  # its bytes as last committed, as long as it is unwritten
         self.relay: Any = None  # the relay log's: how far its commits are logged
         self.guard: object | None = None  # the authorizer of user statements, once there are any
         self.owner: object | None = None  # the engine's: whose file it is
@@ -257,6 +261,8 @@ class InstanceFile:
         """Begin the tick's transaction, and refuse when the file belongs to another owner now."""
         self._execute("BEGIN IMMEDIATE")
         self._in_transaction = True
+        if self.unwritten is not None:
+            return
         row = self._execute(EPOCH).fetchone()
         if row is not None and row[0] != self.epoch:
             self.rollback()
@@ -270,6 +276,9 @@ class InstanceFile:
         self._execute("COMMIT")
         self._in_transaction = False
         self.newborn = None
+        if self.unwritten is not None:
+            data = self.connection.serialize()
+            self.image = data[:18] + b"\2\2" + data[20:]  # on disk it is used with a WAL
         self.stamp += 1
         self.generation += 1
         # SQLite does not tell how much a commit added to the WAL: an ordinary one adds a page or two, a
@@ -283,6 +292,26 @@ class InstanceFile:
         self._in_transaction = False
         if self.connection.in_transaction:
             self._execute("ROLLBACK")
+
+    def write_out(self) -> None:
+        """Write a file that is in memory only, and go on with it on disk. Between transactions.
+
+        Raises `StorageWriteError` or `StorageFullError`; it then stays in memory.
+        """
+        memory, unwritten = self.connection, self.unwritten
+        try:
+            self._write_image()
+        except OSError as error:
+            raise storage_error(error, self.path) from error
+        written = open_file(self.path, disk=self._disk, durability=self._durability)
+        self.connection, self._execute = written.connection, written.connection.execute
+        self._changes = written.connection.total_changes
+        unwritten.give_back(self, memory)
+        self.unwritten, self.guard, self.image = None, None, b""
+
+    def _write_image(self) -> None:
+        self._disk.make_folder(self.path.parent, durable=self._durability == "full")
+        self._disk.write_new(self.path, self.image, durable=False)
 
     def wal_descriptor(self) -> int:
         """Return a descriptor of the `-wal` file, for reading and syncing. Raises `OSError`."""
@@ -340,8 +369,14 @@ class InstanceFile:
             connection.close()
 
     def close(self) -> None:
-        """Close the file; the last connection checkpoints it and removes the WAL. Runs off the loop."""
+        """Close the file; the last connection checkpoints it and removes the WAL. Runs off the loop.
+
+        Raises `OSError` where a file that is in memory only cannot be written; it is not closed then.
+        """
         if self._closed:
+            return
+        if self.unwritten is not None:
+            self._close_unwritten()
             return
         self._closed = True
         try:
@@ -352,8 +387,14 @@ class InstanceFile:
             self._let_go()
 
     def abandon(self) -> None:
-        """Close the file as a crash would: its WAL stays as it is, for the next owner. Runs off the loop."""
+        """Close the file as a crash would: its WAL stays as it is, for the next owner. Runs off the loop.
+
+        Raises `OSError` as `close` does.
+        """
         if self._closed:
+            return
+        if self.unwritten is not None:
+            self._close_unwritten()
             return
         self._closed = True
         with contextlib.suppress(sqlite3.Error):
@@ -366,6 +407,14 @@ class InstanceFile:
             self._let_go()
         finally:
             reader.close()
+
+    def _close_unwritten(self) -> None:
+        self.rollback()
+        if self.image:
+            self._write_image()
+        self._closed = True
+        self.unwritten.give_back(self, self.connection)
+        self.unwritten = None
 
     def _let_go(self) -> None:
         self.connection.close()

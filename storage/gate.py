@@ -187,7 +187,7 @@ class Gate:
                 continue
             ticket: Ticket | None = file.ticket
             file.ticket = None
-            if not self._commit(file, ticket):
+            if not self._commit(file, ticket) or not self._keeps_up(file, ticket):
                 continue
             if ticket is not None:
                 waited.append((file, ticket, file.generation))
@@ -201,6 +201,20 @@ class Gate:
             if self._may_checkpoint(file):
                 self._begin_checkpoint(checkpoints, file)
             ticket.event.set()
+
+    def _keeps_up(self, file: InstanceFile, ticket: Ticket | None) -> bool:
+        """Write a file that has outgrown memory; False where that failed and its waiters have been told."""
+        if file.unwritten is None or not self._syncing_by.outgrows(file):
+            return True
+        try:
+            file.write_out()
+        except StateError as error:
+            self._fail(file, error)
+            if ticket is not None:
+                ticket.error = file.failure
+                ticket.event.set()
+            return False
+        return True
 
     def _commit(self, file: InstanceFile, ticket: Ticket | None) -> bool:
         """Commit one file; False where it failed and its waiters have been told."""
@@ -301,6 +315,26 @@ class Gate:
             if not self.is_open(file):
                 ticket.error = file.failure or storage_error(OSError("the file was closed"), file.path)
             ticket.event.set()
+
+    def try_write_out(self, file: InstanceFile) -> bool:
+        """Write a file that is in memory only, where all it has committed is safe; whether it is on disk now.
+
+        Raises `StorageWriteError` or `StorageFullError`.
+        """
+        if file.unwritten is None or file.failure is not None:
+            return True
+        if file.in_transaction or file in self._syncing or not self.is_open(file):
+            return False
+        file.write_out()
+        self._syncing_by.written()
+        return True
+
+    async def written_out(self, file: InstanceFile) -> None:
+        """Return when the file is on disk, so that others can open it. Errors as in `passed`."""
+        while not self.try_write_out(file):
+            await self.passed(file)
+            if file.in_transaction or file in self._syncing:
+                await trio.lowlevel.checkpoint()
 
     async def retire(self, file: InstanceFile) -> bool:
         """Let go of a file as `release` does, once its main file may be written.

@@ -147,6 +147,32 @@ def settle(folder: Path, root: Path, disk: Disk, *, worker: int | None = None) -
         path.unlink(missing_ok=True)
 
 
+def revive(
+    folder: Path,
+    disk: Disk,
+    *,
+    locate: Callable[[str, int], tuple[Path, int] | None],
+    worker: int | None = None,
+) -> None:
+    """Write the files that dead processes of this boot, or one of them, had in memory only."""
+    stories, templates = _read(
+        [(path, segment) for path, segment in segments(folder) if worker in (None, segment.worker)]
+    )
+    for key, story in stories.items():
+        found = locate(*key)
+        images = story.images
+        if found is not None and images and images[0].born and not _is_there(found[0]):
+            _apply(found[0], story, templates, disk)
+
+
+def _is_there(path: Path) -> bool:
+    """Whether a file is there, and not the nothing that a tool makes which looks for it too early."""
+    try:
+        return path.stat().st_size > 0
+    except FileNotFoundError:
+        return False
+
+
 def redo(
     folder: Path, root: Path, disk: Disk, *, boot: int, locate: Callable[[str, int], tuple[Path, int] | None]
 ) -> Decision:

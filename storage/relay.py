@@ -115,10 +115,13 @@ class RelayLog:
         self._closed: list[Entry] = []
         self._rested: dict[str, int] = {}  # closed files whose rows may not say so yet
         self._open: set[InstanceFile] = set()
+        self._leaving: set[InstanceFile] = set()
         self._writes: dict[InstanceFile, int] = {}
         self._changed = trio.Event()
         self._under_way = False
         self._base_unsafe = False
+        self._waits_for_memory = False
+        self._is_kept = False  # whether a file could not be written that nothing but the log has
         self._batches = self._bytes = self._settled = self._direct = 0
 
     # -- for lives -------------------------------------------------------------------------
@@ -152,9 +155,26 @@ class RelayLog:
         """Say that the file is about to be checkpointed or closed. Only where `may_write`."""
         self._writes[file] = 0 if file.relay is None else file.relay.segment
 
+    def outgrows(self, file: InstanceFile) -> bool:
+        """Whether an unwritten file, just committed, is to be written now, because the log cannot take it.
+
+        It then leaves the log at the next sync.
+        """
+        added = len(file.image) - max(len(file.relay.image), len(files.template()))
+        if added <= DIRECT_BYTES and not self._is_without_log():
+            return False
+        self._leaving.add(file)
+        return True
+
+    def written(self) -> None:
+        """Say that a file has been written that was in memory only."""
+        self._wake()
+
     def abandoned(self, file: InstanceFile) -> None:
         """Say that the file was closed as a crash would close it."""
         self._open.discard(file)
+        self._leaving.discard(file)
+        self._is_kept = self._is_kept or file.unwritten is not None
         if file.relay is not None and self._mark is not None:
             self._rested[file.relay.name] = file.epoch
 
@@ -214,18 +234,36 @@ class RelayLog:
     async def _log(self, file: InstanceFile, track: Track, threads: Threads) -> bool:
         """Put a file's new commits into the next batch; False where there is no room for them."""
         while True:
-            if not self._in_use() and not self._slots and self._is_tight():
+            if file in self._leaving or self._is_without_log():
+                self._leaving.discard(file)
                 return False
-            found = self._read(file, track)
+            found = self._read(file, track) if file.unwritten is None else self._differing(file, track)
             if found is None:
                 return False
             entry = _entry(IMAGES, file, track, found=found)
             if self._put(entry):
                 track.segment, track.commits = self._number, file.generation
-                track.read, track.salts, track.trusted = found.end, found.salts, True
+                track.read, track.salts, track.trusted = found.end, found.salts or None, True
+                track.image = file.image
                 return True
             await self._flush(threads)
             await self._roll()
+
+    def _differing(self, file: InstanceFile, track: Track) -> Commits:
+        """Return the pages that an unwritten file has changed since it was logged last.
+
+        A segment that has nothing of it yet gets all that differs from the template.
+        """
+        whole = track.segment != self._number
+        track.born = track.born or whole
+        now, before = file.image, files.template() if whole else track.image
+        found = Commits(files.PAGE_BYTES, b"", track.read)
+        found.file_pages = len(now) // files.PAGE_BYTES
+        for at in range(0, len(now), files.PAGE_BYTES):
+            page = now[at : at + files.PAGE_BYTES]
+            if page != before[at : at + files.PAGE_BYTES]:
+                found.images[at // files.PAGE_BYTES + 1] = page
+        return found
 
     def _read(self, file: InstanceFile, track: Track) -> Commits | None:
         """Return what the file has committed since it was logged last, or all that its WAL holds."""
@@ -245,7 +283,7 @@ class RelayLog:
             with file.writing_kept_out():
                 found, _ = read_commits(
                     descriptor, after=track.read, salts=None if whole else track.salts, commits=None,
-                    bytes_max=limit,
+                    bytes_max=limit, checked=file.leftover,
                 )  # fmt: skip
                 while found.images and not last_commit_is_whole(descriptor, found.end, found.page_bytes):
                     found, _ = read_commits(
@@ -356,12 +394,20 @@ class RelayLog:
     # -- segments --------------------------------------------------------------------------
 
     async def _roll(self) -> None:
-        """Begin another segment, once there is room for one."""
-        while len(self._in_use()) >= self._segments_max or (
-            self._in_use() and len(self._in_use()) == len(self._slots) and self._is_tight()
+        """Begin another segment, once there is room for one.
+
+        Where settling waits for files that are in memory only, which go through here before they are
+        written, there is one more.
+        """
+        while not self._waits_for_memory and (
+            len(self._in_use()) >= self._segments_max
+            or (self._in_use() and len(self._in_use()) == len(self._slots) and self._is_tight())
         ):
             await self._changed.wait()
         self._begin_segment()
+
+    def _is_without_log(self) -> bool:
+        return not self._slots and self._is_tight()
 
     def _is_tight(self) -> bool:
         """Whether another file of the log would take what the instances themselves may need."""
@@ -423,10 +469,16 @@ class RelayLog:
 
     async def _settle(self, threads: Threads) -> None:
         """Make all that stands in full segments safe by itself, and let them go."""
+        if self._is_kept:
+            await trio.sleep_forever()
         slots = self._full()
         last = max((slot.segment for slot in slots), default=0)
-        while any(segment <= last for segment in self._writes.values()):
+        while any(segment <= last for segment in self._writes.values()) or self._in_memory(last):
+            if self._in_memory(last) and not self._waits_for_memory:
+                self._waits_for_memory = True
+                self._wake()
             await self._changed.wait()
+        self._waits_for_memory = False
         rested, self._rested = self._rested, {}
         try:
             await threads.run_one(functools.partial(self._disk.sync_file_system, self._root))
@@ -460,8 +512,14 @@ class RelayLog:
                 slot.path.unlink()
                 self._disk.sync_directory(self._folder)
 
+    def _in_memory(self, last: int) -> bool:
+        """Whether a file that nothing but segments up to `last` has is not written yet."""
+        return any(file.unwritten is not None and 0 < file.relay.segment <= last for file in self._open)
+
     async def close(self) -> None:
         """Settle all and remove the log. Every file is closed, or left as a crash would leave it."""
+        if self._is_kept:
+            return
         with open_threads("perdure settle", 1) as threads:
             await threads.run_one(self._remove)
 

@@ -41,6 +41,14 @@ class Syncing(Protocol):
         """Say that the file was closed as a crash would close it."""
         ...
 
+    def outgrows(self, file: InstanceFile) -> bool:
+        """Whether an unwritten file, just committed, has to be written now."""
+        ...
+
+    def written(self) -> None:
+        """Say that a file has been written that was in memory only."""
+        ...
+
 
 class FileSync:
     """Syncs each file's WAL by itself, spread over threads."""
@@ -57,6 +65,14 @@ class FileSync:
         """As in `Syncing`: nothing depends on it."""
 
     def abandoned(self, file: InstanceFile) -> None:
+        """As in `Syncing`: nothing depends on it."""
+
+    def outgrows(self, file: InstanceFile) -> bool:
+        """As in `Syncing`: always, for what is in memory cannot be synced."""
+        del file
+        return True
+
+    def written(self) -> None:
         """As in `Syncing`: nothing depends on it."""
 
     async def sync(self, files: Sequence[InstanceFile], threads: Threads) -> Failures:

@@ -15,6 +15,7 @@ class Track:
         "born",
         "commits",
         "direct",
+        "image",
         "incarnation",
         "name",
         "opened",
@@ -39,3 +40,5 @@ class Track:
         self.trusted = False
         """Whether nothing but this process has written the frames behind `read`."""
         self.direct = False
+        self.image = b""
+        """The bytes last logged of a file that is not written yet."""

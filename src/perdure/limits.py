@@ -69,6 +69,13 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     idle_grace_s: float = 5.0
     """A parked instance hibernates after this long without a wake-up."""
 
+    unwritten_s: float = 0.1
+    """An instance just created is in memory and in the relay log only for up to this long, with durability
+    `full`; its file is written then, or when it ends before. 0 writes every file at once."""
+
+    unwritten_max: int = 128
+    """Instances in memory only: enough for one to run while others wait for the disk; each takes 200 KB."""
+
     threads_max: int = 32
     """Plain step functions running in worker threads at one time."""
 

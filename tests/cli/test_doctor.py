@@ -88,7 +88,7 @@ def test_what_a_killed_process_had_open_is_a_note_and_no_problem(place: Any) -> 
 
     assert 0 == done.status, done.json
     assert 1 == finding(done.json, "marked open")["facts"]["count"]
-    assert finding(done.json, "side files")["facts"]["count"] > 0
+    assert finding(done.json, "relay log")["facts"]["segments"] > 0
     assert finding(done.json, "last process")["facts"] == {"pid": serving.pid, "died": True}
 
 

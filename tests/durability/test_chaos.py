@@ -10,15 +10,24 @@ whole campaign. Variables, read when the tests are collected:
 from __future__ import annotations
 
 import collections
+import contextlib
 import json
 import os
 import random
+import shutil
 import subprocess
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from perdure.engine.clock import SystemClock
+from perdure.engine.folder import StateFolder
+from perdure.engine.recovery import settle_logs
+from perdure.storage.catalog import Catalog, open_catalog
+from perdure.storage.disk import Disk
+from perdure.storage.records import Key
 
 pytestmark = pytest.mark.slow
 
@@ -140,7 +149,12 @@ def run_undisturbed(folder: Path, launch: Launch, known: dict[str, list[list[int
 
 def assert_attempts_were_recorded_first(campaign: Campaign, rows_of: Rows, folder: Path) -> None:
     """Law 4, in the killed state: no function had begun whose attempt is not on record."""
-    copy = folder / "autopsy" / "Chaos" / f"{campaign.id}.sqlite"  # made by damage_in
+    state = StateFolder(folder / "autopsy")  # made by damage_in
+    if (campaign.state / "relay").exists():
+        shutil.copytree(campaign.state / "relay", state.relay)
+    with contextlib.closing(Catalog(open_catalog(state.catalog, checkpointer=False))) as catalog:
+        settle_logs(state, SystemClock().boot, catalog, Disk())  # a short instance is in the log alone
+    copy = state.instance(Key("Chaos", campaign.id))
     begun = steps_begun(campaign.witness, f"Chaos/{campaign.id}")
     recorded = recorded_attempts(rows_of, copy) if copy.exists() else {}
 

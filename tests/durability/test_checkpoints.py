@@ -46,7 +46,7 @@ class Long(perdure.WorkflowEntrypoint[Path]):
 @pytest.mark.parametrize("durability", ["full", "process"])
 async def test_the_wal_of_a_long_run_stays_short(tmp_path: Path, durability: Any) -> None:
     wal = tmp_path / "Long" / "one.sqlite-wal"
-    limits = perdure.Limits(wal_pages_max=WAL_PAGES_MAX)
+    limits = perdure.Limits(wal_pages_max=WAL_PAGES_MAX, unwritten_s=0)
     async with open_test_runtime(
         tmp_path, workflows=[Long], env=wal, limits=limits, durability=durability, replay="warm"
     ) as runtime:

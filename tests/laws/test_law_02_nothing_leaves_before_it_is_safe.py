@@ -201,6 +201,7 @@ async def test_each_check_fails_with_a_gate_that_opens_at_once(
         await trio.lowlevel.checkpoint()
 
     broken(Gate, "passed", open_at_once)
+    broken(Gate, "is_open", lambda *_: True)
 
     with pytest.raises((AssertionError, sqlite3.Error)):
         await check(folder, replay, disk)

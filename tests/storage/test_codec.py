@@ -169,7 +169,9 @@ def test_a_value_comes_back_the_same_by_its_annotation(annotation: Any, value: A
     stored, decoded = coder.record(value)
     again = coder.decode(stored)
     assert type(value) is type(decoded) is type(again)
-    assert repr(value) == repr(decoded) == repr(again)
+    assert value == decoded == again or value != value  # noqa: PLR0124 - a NaN is like nothing
+    # What equals is not always the same, as 1 and True; the order of a set is by chance.
+    assert sorted(repr(value)) == sorted(repr(decoded)) == sorted(repr(again))
 
 
 @pytest.mark.parametrize(("annotation", "value"), RESTORED)

@@ -83,7 +83,7 @@ async def serve() -> None:
     grace_s = next(
         (float(word.removeprefix("--grace=")) for word in sys.argv if word.startswith("--grace=")), 10.0
     )
-    limits = perdure.Limits(shutdown_grace_s=grace_s, idle_grace_s=60)
+    limits = perdure.Limits(shutdown_grace_s=grace_s, idle_grace_s=60, unwritten_s=0)
     async with perdure.open_runtime(STATE, workflows=[Work], limits=limits) as runtime:
         say("open")
         async with trio.open_nursery() as nursery:

@@ -134,7 +134,11 @@ class Job(perdure.WorkflowEntrypoint[None]):
 
 async def main() -> None:
     here.armed = JOB == "create"
-    limits = perdure.Limits(wal_pages_max=4 if JOB == "checkpoint" else 1_000, reset_delay_s=RESET_S)
+    limits = perdure.Limits(
+        wal_pages_max=4 if JOB == "checkpoint" else 1_000,
+        unwritten_s=0 if JOB == "checkpoint" else 0.1,
+        reset_delay_s=RESET_S,
+    )
     async with open_runtime(STATE, workflows=[Job], limits=limits, disk=StrikingDisk()) as runtime:
         here.armed = JOB in ("create", "large", "checkpoint")
         instance = await runtime.create(Job, params=JOB, id="one", if_exists="attach")
