@@ -223,6 +223,7 @@ class Life:
         """Return when the file is on disk, so that others can open it. Raises `StateError`."""
         gate = self._owner.host.gate
         while (file := self.file) is not None and not gate.try_write_out(file):
+            file.wanted_on_disk = True  # the gate does it where it finds the file at rest
             await gate.passed(file)
             await trio.lowlevel.checkpoint()
         self._owner.room_made()

@@ -30,6 +30,7 @@ from perdure.engine.app import App
 from perdure.engine.folder import StateFolder
 from perdure.engine.life import Life
 from perdure.engine.statistics import Tally
+from perdure.engine.timers import Together
 from perdure.errors import RuntimeClosedError, StateError
 from perdure.storage.catalog import Catalog
 from perdure.storage.disk import Disk
@@ -215,7 +216,7 @@ class GameLoop:
             moves.append(Deadline(wall_ms=0, boot_ms=boot_ms, boot=clock.boot))
         if wall_ms is not None:
             moves.append(Deadline(wall_ms=wall_ms))
-        self._next = _All([self.host.timers.at(move, self.ring) for move in moves])
+        self._next = Together([self.host.timers.at(move, self.ring) for move in moves])
 
     # -- lives -----------------------------------------------------------------------------
 
@@ -492,14 +493,3 @@ class GameLoop:
             f"{key}: {', '.join(life.actor.open_steps) if life.actor else 'opening'}"
             for key, life in self.lives.items()
         ]
-
-
-class _All:
-    """Several timers as one."""
-
-    def __init__(self, timers: list[Any]) -> None:
-        self._timers = timers
-
-    def cancel(self) -> None:
-        for timer in self._timers:
-            timer.cancel()

@@ -11,12 +11,12 @@ Invariants:
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import trio
 
-from perdure.actors.host import Clock
+from perdure.actors.host import Clock, TimerHandle
 from perdure.storage.records import Deadline
 
 
@@ -44,6 +44,18 @@ class Timer:
     def cancel(self) -> None:
         """Unset the timer. Harmless when it has fired."""
         self.callback = None
+
+
+class Together:
+    """Several timers as one."""
+
+    def __init__(self, timers: Sequence[TimerHandle]) -> None:
+        self._timers = timers
+
+    def cancel(self) -> None:
+        """Unset all of them."""
+        for timer in self._timers:
+            timer.cancel()
 
 
 class TimerQueue:

@@ -180,6 +180,7 @@ class InstanceFile:
         "stamp",
         "ticket",
         "unwritten",
+        "wanted_on_disk",
     )
 
     def __init__(
@@ -199,13 +200,14 @@ class InstanceFile:
         self.newborn: InstanceState | None = None  # all that it holds, until its first commit
         self.leftover = False  # whether a WAL was there already: its owner before was killed
         self.unwritten: Any = None  # what makes files in memory, as long as this one is there only
+        self.wanted_on_disk = False  # whether somebody waits for it to be written
         self.image = b""  # its bytes as last committed, as long as it is unwritten
         self.relay: Any = None  # the relay log's: how far its commits are logged
         self.guard: object | None = None  # the authorizer of user statements, once there are any
         self.owner: object | None = None  # the engine's: whose file it is
         self.ticket: Any = None  # the gate's: who waits for this file
         self._disk = disk
-        self._durability = durability
+        self._durability: Durability = durability
         self._in_transaction = False
         self._changes = connection.total_changes
         self._wal: int | None = None

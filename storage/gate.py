@@ -198,6 +198,8 @@ class Gate:
         for file, ticket, generation in waited:
             if file.failure is None:
                 file.durable_generation = max(file.durable_generation, generation)
+            if file.wanted_on_disk:  # between two transactions, and all of it is safe
+                self._write_out_if_possible(file)
             if self._may_checkpoint(file):
                 self._begin_checkpoint(checkpoints, file)
             ticket.event.set()
@@ -329,12 +331,11 @@ class Gate:
         self._syncing_by.written()
         return True
 
-    async def written_out(self, file: InstanceFile) -> None:
-        """Return when the file is on disk, so that others can open it. Errors as in `passed`."""
-        while not self.try_write_out(file):
-            await self.passed(file)
-            if file.in_transaction or file in self._syncing:
-                await trio.lowlevel.checkpoint()
+    def _write_out_if_possible(self, file: InstanceFile) -> None:
+        try:
+            self.try_write_out(file)
+        except StateError as error:  # it stays in memory, and who wants it on disk is told when asking again
+            logger.warning("%s cannot be written yet: %s", file.path, error)
 
     async def retire(self, file: InstanceFile) -> bool:
         """Let go of a file as `release` does, once its main file may be written.

@@ -45,26 +45,21 @@ from perdure.storage.relay_format import (
     TEMPLATE,
     VOID,
     Entry,
-    Segment,
     encode_batch,
     encode_entry,
     entry_bytes,
-    segment_header,
 )
 from perdure.storage.slot import Slot, write_at
 from perdure.storage.syncing import Failures, FileSync
 from perdure.storage.threads import Threads, open_threads
-from perdure.storage.track import Track
-from perdure.storage.wal import Commits, WalTooLong, last_commit_is_whole, read_commits
+from perdure.storage.track import Track, is_outgrown, new_commits
+from perdure.storage.wal import Commits
 
 logger: Final = logging.getLogger("perdure.storage")
 
 SEGMENT_BYTES: Final = 16 * 1024 * 1024
 SEGMENTS_MAX: Final = 8
 """When so many wait to be settled, nothing more is appended: everything slows down to the disk's pace."""
-DIRECT_BYTES: Final = 256 * 1024
-"""A commit larger than this is not written twice: its file is synced by itself from then on."""
-WHOLE_BYTES_MAX: Final = 8 * 1024 * 1024
 IDLE_S: Final = 1.0
 """After so long without an append, all is settled, so that edits by other programs meet an empty log."""
 RETRY_S: Final = 1.0
@@ -160,8 +155,7 @@ class RelayLog:
 
         It then leaves the log at the next sync.
         """
-        added = len(file.image) - max(len(file.relay.image), len(files.template()))
-        if added <= DIRECT_BYTES and not self._is_without_log():
+        if not is_outgrown(file, file.relay) and not self._is_without_log():
             return False
         self._leaving.add(file)
         return True
@@ -237,7 +231,7 @@ class RelayLog:
             if file in self._leaving or self._is_without_log():
                 self._leaving.discard(file)
                 return False
-            found = self._read(file, track) if file.unwritten is None else self._differing(file, track)
+            found = new_commits(file, track, whole=track.segment != self._number)
             if found is None:
                 return False
             entry = _entry(IMAGES, file, track, found=found)
@@ -248,51 +242,6 @@ class RelayLog:
                 return True
             await self._flush(threads)
             await self._roll()
-
-    def _differing(self, file: InstanceFile, track: Track) -> Commits:
-        """Return the pages that an unwritten file has changed since it was logged last.
-
-        A segment that has nothing of it yet gets all that differs from the template.
-        """
-        whole = track.segment != self._number
-        track.born = track.born or whole
-        now, before = file.image, files.template() if whole else track.image
-        found = Commits(files.PAGE_BYTES, b"", track.read)
-        found.file_pages = len(now) // files.PAGE_BYTES
-        for at in range(0, len(now), files.PAGE_BYTES):
-            page = now[at : at + files.PAGE_BYTES]
-            if page != before[at : at + files.PAGE_BYTES]:
-                found.images[at // files.PAGE_BYTES + 1] = page
-        return found
-
-    def _read(self, file: InstanceFile, track: Track) -> Commits | None:
-        """Return what the file has committed since it was logged last, or all that its WAL holds."""
-        descriptor = file.wal_descriptor()
-        whole = track.segment != self._number
-        limit = WHOLE_BYTES_MAX if whole else DIRECT_BYTES
-        first = track.salts is None and not file.leftover
-        try:
-            if first or (track.trusted and not whole):
-                found, more = read_commits(
-                    descriptor, after=track.read, salts=track.salts,
-                    commits=file.generation - track.commits, bytes_max=limit,
-                )  # fmt: skip
-                if not more:
-                    return found
-            # Another program may be writing too, and a process before this one may have been killed.
-            with file.writing_kept_out():
-                found, _ = read_commits(
-                    descriptor, after=track.read, salts=None if whole else track.salts, commits=None,
-                    bytes_max=limit, checked=file.leftover,
-                )  # fmt: skip
-                while found.images and not last_commit_is_whole(descriptor, found.end, found.page_bytes):
-                    found, _ = read_commits(
-                        descriptor, after=track.read, salts=None if whole else track.salts,
-                        commits=found.commits - 1, bytes_max=limit,
-                    )  # fmt: skip
-        except WalTooLong:
-            return None
-        return found
 
     def _put(self, entry: Entry) -> bool:
         """Add an entry to the next batch; False where the segment has no room for it."""
@@ -362,7 +311,7 @@ class RelayLog:
     def _append(self, slot: Slot, entries: list[Entry]) -> None:
         """Write one batch and sync it. Runs in a thread of the gate."""
         if slot.batches == 0:
-            self._prepare(slot)
+            slot.prepare(self._disk, self._segment_bytes, worker=self._worker, boot=self._boot)
         parts = list(itertools.chain.from_iterable(map(encode_entry, entries)))
         batch = encode_batch(parts, segment=slot.segment, number=slot.batches)
         write_at(slot.descriptor, batch, slot.at)
@@ -371,25 +320,6 @@ class RelayLog:
         slot.batches += 1
         self._batches += 1
         self._bytes += len(batch)
-
-    def _prepare(self, slot: Slot) -> None:
-        """Make the slot's file hold the segment; made of blocks that are written, so that syncs are quick."""
-        if slot.descriptor < 0:
-            self._disk.make_folder(self._folder, durable=True)
-            slot.descriptor = os.open(slot.path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
-            zeros = bytes(1024 * 1024)
-            try:
-                for at in range(0, self._segment_bytes, len(zeros)):
-                    write_at(slot.descriptor, zeros[: self._segment_bytes - at], at)
-            except OSError:
-                slot.path.unlink()  # what is left of the room is the instances'
-                raise
-            self._disk.sync_descriptor(slot.descriptor)
-            self._disk.sync_directory(self._folder)
-        header = Segment(number=slot.segment, worker=self._worker, boot=self._boot, first=slot.first)
-        write_at(slot.descriptor, segment_header(header), 0)
-        # Else part of a settled segment could be found under its old header, without what came after.
-        self._disk.sync_descriptor(slot.descriptor)
 
     # -- segments --------------------------------------------------------------------------
 

@@ -69,7 +69,11 @@ class CutDisk(Disk):
         relay.mkdir(exist_ok=True)
         for number, data in self._segments.items():
             (relay / f"1.1.{number}.log").write_bytes(data)
-        redo(relay, self._folder, Disk(), boot=0, locate=lambda *_: (path, 0))
+
+        def locate(_name: str, _incarnation: int) -> tuple[Path, int]:
+            return path, 0
+
+        redo(relay, self._folder, Disk(), boot=0, locate=locate)
         with closing(sqlite3.connect(path)) as connection:
             return connection.execute(query, bindings).fetchall()
 

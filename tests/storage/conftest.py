@@ -10,7 +10,7 @@ import math
 import os
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -186,7 +186,7 @@ class Yard:
             connection.execute(sql)
 
     @contextmanager
-    def wal_away(self, file: InstanceFile) -> Iterator[None]:
+    def wal_away(self, file: InstanceFile) -> Generator[None]:
         """Have a file's WAL where nobody finds it while inside."""
         wal = Path(f"{file.path}-wal")
         away = wal.rename(f"{file.path}-away")

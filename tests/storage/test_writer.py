@@ -202,7 +202,11 @@ async def test_who_is_cancelled_while_held_up_has_written_nothing(writing: Catal
     writer = CatalogWriter(writing, path=path, batch_max=2, waiting_max=1)
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(writer.write, lambda catalog: catalog.add(birth("a"), None))
+
+        async def add() -> None:
+            await writer.write(lambda catalog: catalog.add(birth("a"), None))
+
+        nursery.start_soon(add)
         await trio.testing.wait_all_tasks_blocked()
         with trio.move_on_after(0):
             await writer.write(lambda catalog: catalog.add(birth("given up"), None))
