@@ -108,16 +108,19 @@ class Runtime:
         row = None if id is None and token is None else self._access.catalog.find(key)
         if token is not None and row is not None and row.incarnation == birth.incarnation:
             return instance
-        if if_exists != "fail" and row is not None:
-            if if_exists == "attach":
-                return instance
-            await self._make_way(key)
-        try:
-            await self._add(birth, stored, start_at_ms, replace=if_exists == "restart")
-        except InstanceExistsError:
-            if if_exists != "attach":
-                raise
-        return instance
+        if if_exists == "attach" and row is not None:
+            return instance
+        while True:
+            if if_exists == "restart" and self._access.catalog.find(key) is not None:
+                await self._make_way(key)
+            try:
+                await self._add(birth, stored, start_at_ms, replace=if_exists == "restart")
+            except InstanceExistsError:
+                if if_exists == "fail":
+                    raise
+                if if_exists == "restart":  # somebody else was quicker to restart it
+                    continue
+            return instance
 
     @overload
     async def create_batch(

@@ -45,7 +45,8 @@ ADD: Final = """
     INSERT INTO _perdure_instances (workflow, id, incarnation, status, birth, params, created_at, start_at,
         owner, epoch, open, version, parent, tags)
     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
-REPLACE: Final = "DELETE FROM _perdure_instances WHERE workflow = ? AND id = ?"
+REMOVE: Final = "DELETE FROM _perdure_instances WHERE workflow = ? AND id = ?"
+REPLACE: Final = f"{REMOVE} AND open = 0"
 OPENED: Final = f"SELECT {COLUMNS} FROM _perdure_instances WHERE open = 1 ORDER BY created_at"
 CLAIM: Final = """
     UPDATE _perdure_instances SET owner = ?, epoch = epoch + 1, open = 1,
@@ -268,7 +269,10 @@ class Catalog:
         owner: int | None = None,
         replace: bool = False,
     ) -> None:
-        """Queue a new instance; with `owner`, as claimed by it. Raises `InstanceExistsError`."""
+        """Queue a new instance; with `owner`, as claimed by it. Raises `InstanceExistsError`.
+
+        With `replace` it takes the place of another, unless somebody has that open.
+        """
         if replace:
             self.connection.execute(REPLACE, (birth.workflow, birth.id))
         status, epoch, opened = ("queued", 0, 0) if owner is None else ("running", 1, 1)
@@ -412,7 +416,7 @@ class Catalog:
 
     def remove(self, key: Key) -> None:
         """Drop the row of an instance."""
-        self.connection.execute(REPLACE, (key.workflow, key.id))
+        self.connection.execute(REMOVE, (key.workflow, key.id))
 
     def crashed(self) -> None:
         """Count one death of the process for every instance that was open, and have each go on at once."""

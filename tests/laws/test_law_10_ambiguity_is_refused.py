@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 import perdure.actors.identity
 import perdure.actors.step
@@ -323,6 +324,8 @@ async def check_a_used_id_is_refused(folder: Path, replay: Replay) -> None:
             if not await instance.sql("SELECT 1 FROM events"):
                 await instance.send_event("go")
             result = await instance.result()
+            while runtime.statistics().warm:  # until its row says so too
+                await trio.testing.wait_all_tasks_blocked(0.0005)
         for id_ in ("a\nb", "", "nul\0"):
             with pytest.raises(InvalidIdError, match="not allowed"):
                 await runtime.create(Once, id=id_, params="third")
