@@ -10,12 +10,13 @@ import math
 import os
 import shutil
 import sqlite3
-from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
+import trio.lowlevel
 
 from perdure.storage.disk import Disk
 from perdure.storage.files import PAGE_BYTES, InstanceFile, create_file, open_file
@@ -71,6 +72,29 @@ def reopened() -> Iterator[Callable[[InstanceFile], InstanceFile]]:
 
 OnDisk: TypeAlias = dict[str, tuple[bytes, int]]
 """Files by name, each with its bytes and the time of its last change."""
+
+
+class Diary(Disk):
+    """Writes down what was synced, and fails when it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+        self.fails = False
+        self.file_systems_fail = 0
+
+    def sync_descriptor(self, descriptor: int) -> None:
+        self.lines.append(Path(f"/proc/self/fd/{descriptor}").resolve().name)
+        if self.fails:
+            raise OSError(5, "Input/output error")
+        super().sync_descriptor(descriptor)
+
+    def sync_file_system(self, path: Path) -> None:
+        self.lines.append("all")
+        if self.file_systems_fail:
+            self.file_systems_fail -= 1
+            raise OSError(5, "Input/output error")
+        super().sync_file_system(path)
 
 
 class Yard:
@@ -211,6 +235,33 @@ class Yard:
         for yard in self._later:
             yard.end()
         self.threads.close()
+
+    def diary(self) -> Diary:
+        """Return a disk that writes down what is synced."""
+        return Diary()
+
+    @asynccontextmanager
+    async def running(self, log: RelayLog) -> AsyncGenerator[None]:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(log.run)
+            yield
+            nursery.cancel_scope.cancel()
+
+    async def settled(self, log: RelayLog) -> None:
+        """Return once the log has nothing but its current segment."""
+        while log.statistics().segments > 1 or not log.statistics().settled:
+            await trio.lowlevel.checkpoint()
+
+    async def write_much(self, log: RelayLog, file: Any, note: object) -> None:
+        """Commit a tenth of a segment, have it logged, and move it into the file."""
+        self.note(file, note, size=100_000)
+        assert [] == await self.sync(log, file)
+        self.checkpoint(log, file)
+
+    async def fill(self, log: RelayLog, file: Any, *, segments: int) -> None:
+        """Commit and sync until the log has so many segments in use."""
+        while log.statistics().segments < segments:
+            await self.write_much(log, file, "fill")
 
 
 @pytest.fixture

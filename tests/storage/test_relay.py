@@ -4,9 +4,6 @@ that is in neither.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import AsyncGenerator
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import trio
@@ -15,60 +12,9 @@ import trio.testing
 
 from perdure.storage.disk import Disk
 from perdure.storage.redo import segments
-from perdure.storage.relay import RelayLog
 from perdure.storage.relay_format import IMAGES, TEMPLATE
 
 Yard: TypeAlias = Any  # a fixture's: test folders are no packages
-
-
-class Diary(Disk):
-    """Writes down what was synced, and fails when it is told to."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lines: list[str] = []
-        self.fails = False
-        self.file_systems_fail = 0
-
-    def sync_descriptor(self, descriptor: int) -> None:
-        self.lines.append(Path(f"/proc/self/fd/{descriptor}").resolve().name)
-        if self.fails:
-            raise OSError(5, "Input/output error")
-        super().sync_descriptor(descriptor)
-
-    def sync_file_system(self, path: Path) -> None:
-        self.lines.append("all")
-        if self.file_systems_fail:
-            self.file_systems_fail -= 1
-            raise OSError(5, "Input/output error")
-        super().sync_file_system(path)
-
-
-@contextlib.asynccontextmanager
-async def running(log: RelayLog) -> AsyncGenerator[None]:
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(log.run)
-        yield
-        nursery.cancel_scope.cancel()
-
-
-async def settled(log: RelayLog) -> None:
-    """Return once the log has nothing but its current segment."""
-    while log.statistics().segments > 1 or not log.statistics().settled:
-        await trio.lowlevel.checkpoint()
-
-
-async def write_much(yard: Yard, log: RelayLog, file: Any, note: object) -> None:
-    """Commit a tenth of a segment, have it logged, and move it into the file."""
-    yard.note(file, note, size=100_000)
-    assert [] == await yard.sync(log, file)
-    yard.checkpoint(log, file)
-
-
-async def fill(yard: Yard, log: RelayLog, file: Any, *, segments: int) -> None:
-    """Commit and sync until the log has so many segments in use."""
-    while log.statistics().segments < segments:
-        await write_much(yard, log, file, "fill")
 
 
 # -- ticks -------------------------------------------------------------------------------------
@@ -162,7 +108,7 @@ async def test_the_first_images_in_another_segment_are_of_the_whole_wal(yard: Ya
         yard.note(first, note)
     await yard.sync(log, first, second)
     base = yard.on_disk()
-    await fill(yard, log, second, segments=2)
+    await yard.fill(log, second, segments=2)
     yard.note(first, "last")
     await yard.sync(log, first)
 
@@ -179,9 +125,9 @@ async def test_the_first_images_in_another_segment_are_of_the_whole_wal(yard: Ya
 async def test_no_more_segments_are_made_than_allowed_and_each_is_used_again(yard: Yard) -> None:
     log = yard.log(segments_max=3)
     file = yard.create(log, "one")
-    async with running(log):
+    async with yard.running(log):
         for note in range(60):
-            await write_much(yard, log, file, note)
+            await yard.write_much(log, file, note)
 
     assert log.statistics().bytes > 4 * 1024 * 1024
     assert len(list(yard.folder.iterdir())) <= 3
@@ -214,13 +160,13 @@ async def test_a_segment_goes_only_when_a_close_under_way_is_over(yard: Yard) ->
     file, other = yard.create(log, "one"), yard.create(log, "two")
     await yard.sync(log, file, other)
     log.write_begins(file)
-    await fill(yard, log, other, segments=2)
-    async with running(log):
+    await yard.fill(log, other, segments=2)
+    async with yard.running(log):
         await trio.testing.wait_all_tasks_blocked()
         assert (0, 2) == (log.statistics().settled, log.statistics().segments)
         file.close()
         log.write_ended(file, closed=True)
-        await settled(log)
+        await yard.settled(log)
 
     assert (1, 1) == (log.statistics().settled, log.statistics().segments)
 
@@ -229,10 +175,10 @@ async def test_a_settled_segment_is_found_by_redo_no_more(yard: Yard) -> None:
     log = yard.log()
     file, other = yard.create(log, "one"), yard.create(log, "two")
     await yard.sync(log, file, other)
-    await fill(yard, log, other, segments=2)
+    await yard.fill(log, other, segments=2)
     assert 2 == len(segments(yard.folder))
-    async with running(log):
-        await settled(log)
+    async with yard.running(log):
+        await yard.settled(log)
 
     assert {"two"} == {entry.name for batch in yard.batches() for entry in batch if entry.name}
     assert 1 == len(segments(yard.folder))
@@ -242,14 +188,14 @@ async def test_an_older_segment_never_outlives_a_newer_one(yard: Yard) -> None:
     log = yard.log()
     idle, busy = yard.create(log, "one"), yard.create(log, "two")
     await yard.sync(log, idle, busy)
-    await fill(yard, log, busy, segments=3)
+    await yard.fill(log, busy, segments=3)
     yard.note(idle, "last")
     await yard.sync(log, idle)
-    await fill(yard, log, busy, segments=4)
-    async with running(log):
-        await settled(log)
+    await yard.fill(log, busy, segments=4)
+    async with yard.running(log):
+        await yard.settled(log)
         for note in range(40):  # the same slots are used again, and not in the order of their age
-            await write_much(yard, log, busy, note)
+            await yard.write_much(log, busy, note)
 
     assert ["last"] == yard.machine_dies_and_redoes("one", had=yard.on_disk())
 
@@ -258,7 +204,7 @@ async def test_a_log_that_is_idle_settles_all(yard: Yard) -> None:
     log = yard.log(idle_s=0)
     file = yard.create(log, "one")
     await yard.sync(log, file)
-    async with running(log):
+    async with yard.running(log):
         while log.statistics().segments:
             await trio.lowlevel.checkpoint()
 
@@ -270,7 +216,7 @@ async def test_a_log_that_is_idle_settles_all(yard: Yard) -> None:
 
 
 async def test_a_log_that_is_closed_leaves_nothing(yard: Yard) -> None:
-    disk = Diary()
+    disk = yard.diary()
     log = yard.log(disk)
     file = yard.create(log, "one")
     await yard.sync(log, file)

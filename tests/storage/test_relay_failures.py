@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import AsyncGenerator
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
 import trio
 
 from perdure.storage import relay
-from perdure.storage.disk import Disk
 from perdure.storage.redo import segments
-from perdure.storage.relay import RelayLog
 from perdure.storage.relay_format import CLOSED, IMAGES, VOID
 
 Yard: TypeAlias = Any  # a fixture's: test folders are no packages
@@ -23,61 +18,11 @@ LARGE = 400 * 1024
 """More than the log takes of one commit."""
 
 
-class Diary(Disk):
-    """Writes down what was synced, and fails when it is told to."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lines: list[str] = []
-        self.fails = False
-        self.file_systems_fail = 0
-
-    def sync_descriptor(self, descriptor: int) -> None:
-        self.lines.append(Path(f"/proc/self/fd/{descriptor}").resolve().name)
-        if self.fails:
-            raise OSError(5, "Input/output error")
-        super().sync_descriptor(descriptor)
-
-    def sync_file_system(self, path: Path) -> None:
-        self.lines.append("all")
-        if self.file_systems_fail:
-            self.file_systems_fail -= 1
-            raise OSError(5, "Input/output error")
-        super().sync_file_system(path)
-
-
-@contextlib.asynccontextmanager
-async def running(log: RelayLog) -> AsyncGenerator[None]:
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(log.run)
-        yield
-        nursery.cancel_scope.cancel()
-
-
-async def settled(log: RelayLog) -> None:
-    """Return once the log has nothing but its current segment."""
-    while log.statistics().segments > 1 or not log.statistics().settled:
-        await trio.lowlevel.checkpoint()
-
-
-async def write_much(yard: Yard, log: RelayLog, file: Any, note: object) -> None:
-    """Commit a tenth of a segment, have it logged, and move it into the file."""
-    yard.note(file, note, size=100_000)
-    assert [] == await yard.sync(log, file)
-    yard.checkpoint(log, file)
-
-
-async def fill(yard: Yard, log: RelayLog, file: Any, *, segments: int) -> None:
-    """Commit and sync until the log has so many segments in use."""
-    while log.statistics().segments < segments:
-        await write_much(yard, log, file, "fill")
-
-
 # -- large commits -----------------------------------------------------------------------------
 
 
 async def test_a_large_commit_takes_its_file_out_of_the_log(yard: Yard) -> None:
-    disk, own = Diary(), Diary()
+    disk, own = yard.diary(), yard.diary()
     log = yard.log(disk)
     file = yard.create(log, "one", disk=own)
     await yard.sync(log, file)
@@ -125,7 +70,7 @@ async def test_a_large_commit_shares_its_tick_with_small_ones(yard: Yard) -> Non
 
 
 async def test_an_append_that_fails_is_told_for_every_file_in_it(yard: Yard) -> None:
-    disk = Diary()
+    disk = yard.diary()
     log = yard.log(disk)
     files = [yard.create(log, name) for name in ("one", "two")]
     await yard.sync(log, *files)
@@ -141,7 +86,7 @@ async def test_an_append_that_fails_is_told_for_every_file_in_it(yard: Yard) -> 
 
 
 async def test_files_whose_batch_fails_when_the_segment_is_full_are_told_too(yard: Yard) -> None:
-    disk = Diary()
+    disk = yard.diary()
     log = yard.log(disk)
     files = [yard.create(log, f"f{number}") for number in range(9)]
     await yard.sync(log, *files)
@@ -165,7 +110,7 @@ async def test_files_whose_batch_fails_when_the_segment_is_full_are_told_too(yar
 
 
 async def test_after_a_failure_all_is_synced_before_anything_goes_into_another_segment(yard: Yard) -> None:
-    disk = Diary()
+    disk = yard.diary()
     log = yard.log(disk)
     broken, other = yard.create(log, "one"), yard.create(log, "two")
     yard.note(other, "safe")
@@ -186,7 +131,7 @@ async def test_after_a_failure_all_is_synced_before_anything_goes_into_another_s
 
 
 async def test_what_could_not_be_made_safe_beneath_new_commits_fails_them(yard: Yard) -> None:
-    disk = Diary()
+    disk = yard.diary()
     log = yard.log(disk)
     yard.create(log, "one").close()
     file = yard.take(log, "one", epoch=2, unsettled=True)
@@ -212,13 +157,13 @@ async def test_a_file_system_that_cannot_be_synced_keeps_its_segments(
     yard: Yard, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(relay, "RETRY_S", 0)
-    disk = Diary()
+    disk = yard.diary()
     log = yard.log(disk, idle_s=0)
     file = yard.create(log, "one")
     await yard.sync(log, file)
     disk.file_systems_fail = 1
     with caplog.at_level(logging.ERROR):
-        async with running(log):
+        async with yard.running(log):
             while not caplog.records:
                 await trio.lowlevel.checkpoint()
             while log.statistics().segments:
@@ -241,7 +186,7 @@ async def test_a_file_may_be_written_only_when_all_of_it_is_in_the_current_segme
     assert not log.may_write(file)
     await yard.sync(log, file)
     assert log.may_write(file)
-    await fill(yard, log, other, segments=2)
+    await yard.fill(log, other, segments=2)
     assert not log.may_write(file)
 
 
@@ -283,7 +228,7 @@ async def test_a_close_is_logged_with_the_time_of_the_files_last_change(yard: Ya
 async def test_what_a_dead_owner_left_is_synced_before_anything_new_counts(
     yard: Yard, unsettled: bool
 ) -> None:
-    disk = Diary()
+    disk = yard.diary()
     log = yard.log(disk)
     dead = yard.create(log, "one")
     if unsettled:
@@ -299,7 +244,7 @@ async def test_what_a_dead_owner_left_is_synced_before_anything_new_counts(
 
 
 async def test_a_file_that_was_closed_in_order_needs_no_sync_of_its_own(yard: Yard) -> None:
-    disk = Diary()
+    disk = yard.diary()
     log = yard.log(disk)
     await yard.sync(log, first := yard.create(log, "one"))
     yard.close(log, first)
@@ -354,8 +299,8 @@ async def test_what_is_safe_without_a_segment_is_written_down_before_it_goes(yar
     at_work, closed, other = (yard.create(log, name) for name in ("one", "two", "three"))
     await yard.sync(log, at_work, closed, other)
     yard.close(log, closed)
-    await fill(yard, log, other, segments=2)
-    async with running(log):
-        await settled(log)
+    await yard.fill(log, other, segments=2)
+    async with yard.running(log):
+        await yard.settled(log)
 
     assert {"one": 1, "two": 1} == marked
