@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -113,8 +114,7 @@ async def _serve(
                 async with open_runtime(
                     state, app, replay=replay, durability=durability, workers=workers
                 ) as runtime:
-                    _ready(app, state, workers, as_json)
-                    await _restart_on_sighup(runtime, workers)
+                    await _until_stopped(runtime, workers, partial(_ready, app, state, workers, as_json))
             except StateLockedError as error:
                 # Workers whose supervisor has died end within the grace that they give their steps.
                 grace_s = app.limits.shutdown_grace_s if error.is_orphaned else 0
@@ -123,10 +123,13 @@ async def _serve(
                 await trio.sleep(OPEN_PAUSE_S)
 
 
-async def _restart_on_sighup(runtime: Runtime, workers: int) -> None:
+async def _until_stopped(runtime: Runtime, workers: int, ready: Callable[[], None]) -> None:
+    """Say `ready` and serve; with several workers SIGHUP, which is listened for by then, restarts them."""
     if workers == 1:
+        ready()
         await trio.sleep_forever()
     with trio.open_signal_receiver(signal.SIGHUP) as signals:
+        ready()
         async for _ in signals:
             click.echo("perdure: restarting the workers one by one", err=True)
             try:

@@ -123,6 +123,7 @@ class QueryHost:
         Leaving the block interrupts the query and closes its file.
         """
         if self._closed:
+            await trio.lowlevel.checkpoint_if_cancelled()  # what ended the runtime may end the caller too
             raise _closed_error()
         statement = Statement(Path(path), query, bindings, immutable=immutable)
         stream = RowStream(statement, timeout_s, self._slots)
