@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,7 +31,22 @@ class RecordingError(Exception):
     """A recording that could not be made, or is not whole."""
 
 
+class StalledError(RecordingError):
+    """A life did not end in its time."""
+
+
 def record(script: str, folder: Path, *, strace: str, seed: int = 0, broken: str = "") -> list[Operation]:
+    """As `_record`, and once more from the beginning where a life did not end: a tracer may stall."""
+    try:
+        return _record(script, folder, strace=strace, seed=seed, broken=broken)
+    except StalledError as error:
+        print(f"{error}; it is recorded anew")  # noqa: T201 - a finding, should it come often
+        for entry in list(folder.iterdir()):
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        return _record(script, folder, strace=strace, seed=seed, broken=broken)
+
+
+def _record(script: str, folder: Path, *, strace: str, seed: int = 0, broken: str = "") -> list[Operation]:
     """Run all lives of a script and return what they did to the volume `folder`/volume."""
     root = folder / "volume"
     root.mkdir(parents=True)
@@ -105,7 +121,8 @@ def run(options: list[str], trace: Path, *, strace: str, killed: bool) -> None:
         subprocess.TimeoutExpired
     ) as error:  # the session is ended as a whole: a program outlives its tracer
         os.killpg(process.pid, signal.SIGKILL)
-        raise RecordingError(f"{' '.join(options)} has not ended after {PROGRAM_S_MAX:g} s") from error
+        process.communicate()
+        raise StalledError(f"{' '.join(options)} has not ended after {PROGRAM_S_MAX:g} s") from error
     if process.returncode != 0 and not killed:
         raise RecordingError(f"{' '.join(options)} ended with {process.returncode}:\n{errors[-4000:]}")
 
