@@ -155,7 +155,7 @@ class RelayLog:
 
         It then leaves the log at the next sync.
         """
-        if not is_outgrown(file, file.relay) and not self._is_without_log():
+        if not is_outgrown(file) and not self._is_without_log():
             return False
         self._leaving.add(file)
         return True
@@ -481,5 +481,11 @@ def _entry(
         entry.page_bytes, entry.file_pages, entry.images = found.page_bytes, found.file_pages, found.images
         entry.salts, entry.end, entry.opened = found.salts or bytes(8), found.end, track.opened
         if track.born:
-            entry.born, entry.number = True, zlib.crc32(files.template())
+            entry.born, entry.number = True, _template_number()
     return entry
+
+
+@functools.cache
+def _template_number() -> int:
+    """Return the number by which entries name the template; every new instance asks for it."""
+    return zlib.crc32(files.template())

@@ -86,9 +86,12 @@ def new_commits(file: InstanceFile, track: Track, *, whole: bool) -> Commits | N
     return found
 
 
-def is_outgrown(file: InstanceFile, track: Track) -> bool:
-    """Whether a file that is not written yet has just grown by too much for the log."""
-    return len(file.image) - max(len(track.image), len(template())) > DIRECT_BYTES
+def is_outgrown(file: InstanceFile) -> bool:
+    """Whether a file that is not written yet has grown too large for the log.
+
+    All of it has to fit into one segment, whenever another begins, however small its commits are.
+    """
+    return len(file.image) - len(template()) > DIRECT_BYTES
 
 
 def _changed_pages(file: InstanceFile, track: Track, *, whole: bool) -> Commits:

@@ -128,3 +128,23 @@ async def test_a_result_too_large_for_the_log_is_there_after_a_restart(
         assert 1_000_000 == await instance.result()
         (row,) = await instance.sql("SELECT length(output) AS size FROM steps")
         assert 1_000_002 == row.size
+
+
+async def test_one_that_grows_little_by_little_is_written_before_it_is_too_large(tmp_path: Path) -> None:
+    class Grows(WorkflowEntrypoint):
+        async def run(self, event: WorkflowEvent[Any], step: WorkflowStep) -> None:
+            for number in range(8):
+                await step.do(f"text {number}", text)
+            await step.wait_for_event("go", type="go", timeout=None)
+
+    async def text() -> str:
+        return "x" * 60_000
+
+    limits = perdure.Limits(unwritten_s=3600)
+    async with open_runtime(tmp_path, workflows=[Grows], limits=limits) as runtime:
+        instance = await runtime.create(Grows, id="a")
+        with trio.fail_after(60):
+            while not path_of(runtime, instance).exists():  # each commit alone is small enough for the log
+                await trio.testing.wait_all_tasks_blocked(0.0005)
+        await instance.send_event("go")
+        await instance.result()
