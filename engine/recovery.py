@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -64,12 +65,10 @@ def settle_logs(folder: StateFolder, boot: int, catalog: Catalog | None, disk: D
     replaced: set[Key] = set()
 
     def locate(name: str, incarnation: int) -> tuple[Path, int] | None:
-        key = Key(*name.split("/", 1))
-        safe_epoch = 0 if catalog is None else catalog.safe_epoch(key, incarnation)
-        if safe_epoch is None:
-            replaced.add(key)
-            return None
-        return folder.instance(key), safe_epoch
+        place = _place(folder, catalog, name, incarnation)
+        if place is None:
+            replaced.add(_key(name))
+        return place
 
     if any(segment.boot != boot for _, segment in found):
         redo(folder.relay, folder.root, disk, boot=boot, locate=locate)
@@ -84,17 +83,25 @@ def settle_logs(folder: StateFolder, boot: int, catalog: Catalog | None, disk: D
                 remove_unless_whole(folder.instance(row.key))
 
 
+def _key(name: str) -> Key:
+    """Return the instance that the log calls `name`."""
+    return Key(*name.split("/", 1))
+
+
+def _place(
+    folder: StateFolder, catalog: Catalog | None, name: str, incarnation: int
+) -> tuple[Path, int] | None:
+    """Return where a file of the log lies, and its last epoch that is safe without one; None for no such."""
+    key = _key(name)
+    safe_epoch = 0 if catalog is None else catalog.safe_epoch(key, incarnation)
+    return None if safe_epoch is None else (folder.instance(key), safe_epoch)
+
+
 def settle_worker(folder: StateFolder, disk: Disk, worker: int) -> None:
     """Make safe what a dead worker wrote, or had in memory, and remove its log. Runs off the loop."""
     if any(segment.worker == worker for _, segment in segments(folder.relay)):
         with contextlib.closing(Catalog(open_catalog(folder.catalog, checkpointer=False))) as catalog:
-
-            def locate(name: str, incarnation: int) -> tuple[Path, int] | None:
-                key = Key(*name.split("/", 1))
-                safe_epoch = catalog.safe_epoch(key, incarnation)
-                return None if safe_epoch is None else (folder.instance(key), safe_epoch)
-
-            revive(folder.relay, disk, locate=locate, worker=worker)
+            revive(folder.relay, disk, locate=partial(_place, folder, catalog), worker=worker)
     settle(folder.relay, folder.root, disk, worker=worker)
 
 
