@@ -140,10 +140,10 @@ async def test_one_that_grows_little_by_little_is_written_before_it_is_too_large
     async def text() -> str:
         return "x" * 60_000
 
-    limits = perdure.Limits(unwritten_s=3600)
+    limits = perdure.Limits(unwritten_s=3600, idle_grace_s=3600)
     async with open_runtime(tmp_path, workflows=[Grows], limits=limits) as runtime:
         instance = await runtime.create(Grows, id="a")
-        with trio.fail_after(60):
+        with trio.fail_after(20):
             while not path_of(runtime, instance).exists():  # each commit alone is small enough for the log
                 await trio.testing.wait_all_tasks_blocked(0.0005)
         await instance.send_event("go")
