@@ -12,15 +12,13 @@ Invariants:
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import trio
 
-from perdure.actors.calls import line_of
 from perdure.actors.host import Host, deadline_in, remaining_ms
 from perdure.actors.mailbox import Mailbox
 from perdure.actors.outcome import (
@@ -34,15 +32,13 @@ from perdure.actors.outcome import (
     Paused,
     Terminated,
 )
+from perdure.actors.reports import QuietLog, Reports
 from perdure.actors.run import Run
 from perdure.actors.step import WorkflowStep
 from perdure.actors.workflow import ActorContext, Definition, WorkflowEvent
 from perdure.errors import (
-    DivergenceError,
-    ForgottenAwaitError,
     InstanceFinishedError,
     InvalidArgumentError,
-    OpenStepError,
     PerdureError,
     RunTimeoutError,
     StateError,
@@ -53,24 +49,6 @@ from perdure.storage.journal import Journal
 from perdure.storage.lifecycle import Lifecycle
 from perdure.storage.mail import Mail
 from perdure.storage.records import FINISHED, Deadline, Key, Status, Stored
-
-NAMES_SHOWN_MAX: Final = 5
-"""Steps named in the report of those that nobody asked for."""
-
-
-class _QuietLog(logging.LoggerAdapter[logging.Logger]):
-    """Says which instance speaks, and nothing while recorded steps are replayed."""
-
-    def __init__(self, logger: logging.Logger, key: Key, journal: Journal) -> None:
-        super().__init__(logger, {"instance": str(key)})
-        self._key = key
-        self._journal = journal
-
-    def isEnabledFor(self, level: int) -> bool:  # noqa: N802 - the name that logging calls
-        return (level >= logging.WARNING or not self._journal.replaying) and super().isEnabledFor(level)
-
-    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
-        return f"{self._key}: {msg}", kwargs
 
 
 class Actor:
@@ -99,10 +77,10 @@ class Actor:
         self._env = env
         self._on_quiet = on_quiet
         self._run: Run | None = None
-        self._log = _QuietLog(
+        self._log = QuietLog(
             logging.getLogger(f"perdure.workflow.{self.key.workflow}"), self.key, self.journal
         )
-        self._noted: set[str] = set()
+        self._reports = Reports(definition, self.key, self.lifecycle, host.clock, self._log)
         self.replays = 0
         """How often `run()` was called again from the top since the file was opened."""
         self.start_at_ms: int | None = None
@@ -251,7 +229,7 @@ class Actor:
         if run.stopping is not None:
             return self._stopped(run)
         if error is None:
-            error = self._leftovers(run)
+            error = self._reports.leftovers(run, self.journal)
         if error is None:
             try:
                 stored, _ = self._host.codec.coder(definition.result).record(value)
@@ -268,7 +246,7 @@ class Actor:
         return Run(
             key=self.key, file=self.file, journal=self.journal, mailbox=self.mailbox, host=self._host,
             library=definition.step_library, incarnation=self.lifecycle.state.incarnation, log=self._log,
-            on_divergence=self._diverged, on_quiet=self._quiet, on_overdue=self._tell_what_is_overdue,
+            on_divergence=self._reports.diverged, on_quiet=self._quiet, on_overdue=self._tell_what_is_overdue,
         )  # fmt: skip
 
     async def _call(self, run: Run, definition: Definition) -> Any:
@@ -291,37 +269,6 @@ class Actor:
     def _quiet(self) -> None:
         self.last_active_ms = self._host.clock.boot_ms()
         self._on_quiet(self)
-
-    def _leftovers(self, run: Run) -> BaseException | None:
-        """Return the error for steps that are still open, or that nobody asked for (laws 8, 11)."""
-        for call in run.open_calls:
-            place = line_of(call.where)
-            if call.awaited:
-                self.journal.cancel_open(at_ms=self._host.clock.wall_ms())
-                return OpenStepError(
-                    f"run() of {self.key} ended while step {call.name!r} ({place}) was"
-                    " open: await every step inside run()"
-                )
-            return ForgottenAwaitError(
-                f"step {call.name!r} of {self.key} was called and never awaited, in"
-                f" {place}: write `await step...({call.name!r}, ...)`"
-            )
-        left = [step for step in self.journal.left if step.status != "cancelled"]
-        if left:
-            names = ", ".join(f"{step.kind} {step.name!r}" for step in left[:NAMES_SHOWN_MAX]) + (
-                " …" if len(left) > NAMES_SHOWN_MAX else ""
-            )
-            error = DivergenceError(
-                f"run() of {self.key} ended without asking for recorded steps: {names}. The code has changed"
-                " since they were recorded",
-                recorded=names,
-                requested="nothing",
-            )
-            try:
-                self._diverged("unasked", error, serious=False)
-            except DivergenceError as refused:
-                return refused
-        return None
 
     def _stopped(self, run: Run) -> Outcome | None:
         match run.stopping:
@@ -400,9 +347,8 @@ class Actor:
         """Write into the file, for people, why the instance stays in memory though it is idle."""
         reason = self.kept_warm_by
         if reason is not None and self.lifecycle.state.status == "running":
-            if "deadline" in reason and reason not in self._noted:  # once, not at every look
-                self._noted.add(reason)
-                self._log.warning("%s", reason)
+            if "deadline" in reason:
+                self._reports.warn_once(reason)
             self.lifecycle.set_status("running", reason=reason)
 
     def _tell_what_is_overdue(self) -> None:
@@ -477,23 +423,3 @@ class Actor:
                 instance_id=self.key.id,
             )  # fmt: skip
         return False
-
-    # -- reports ---------------------------------------------------------------------------
-
-    def _diverged(self, what: str, error: DivergenceError, *, serious: bool) -> None:
-        policy = (self._definition.on_divergence if self._definition else None) or (
-            "fail" if serious else "warn"
-        )
-        if policy == "fail":
-            raise error
-        if policy == "ignore":
-            return
-        token = "divergence:" + hashlib.blake2b(f"{what}|{error}".encode(), digest_size=8).hexdigest()
-        if token in self._noted:
-            return
-        self._noted.add(token)
-        detail = f"{error} (recorded: {error.recorded}; requested: {error.requested})"
-        self.lifecycle.command(
-            "divergence", at_ms=self._host.clock.wall_ms(), actor="runtime", token=token, detail=detail
-        )
-        self._log.warning("%s", detail)

@@ -20,7 +20,7 @@ from perdure.benchmarks.bare import BareFolder, Durability, Finished, read_finis
 from perdure.benchmarks.chains import sum_of
 from perdure.benchmarks.harness import WorkNotDoneError
 from perdure.benchmarks.workflows import Lap, Short
-from perdure.storage.files import template
+from perdure.storage.schema import template
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True):

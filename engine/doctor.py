@@ -30,9 +30,11 @@ from perdure.engine.descriptors import PER_INSTANCE, RESERVED
 from perdure.engine.folder import StateFolder
 from perdure.errors import PerdureError, StateLockedError
 from perdure.limits import Limits
-from perdure.storage.catalog import Catalog, WorkerRow, open_catalog
+from perdure.storage.catalog import Catalog
+from perdure.storage.catalog_file import open_catalog
 from perdure.storage.disk import Disk
 from perdure.storage.locks import FolderLock, network_file_system
+from perdure.storage.posts import WorkerRow
 from perdure.storage.records import CatalogRow
 from perdure.storage.redo import segments
 from perdure.storage.survey import catalog_fault, instance_paths, leftovers, look_at, sqlite_facts
@@ -235,7 +237,7 @@ def _rows(folder: StateFolder, *, owned: bool) -> Iterator[Finding]:
             counts = catalog.counts()
             dead = catalog.select(status="dead")
             opened = catalog.opened()
-            last = catalog.last_worker()
+            last = catalog.workers.last()
     except PerdureError as error:
         yield _finding("state", "catalog", "problem", "cannot be read", str(error), sound=False)
         return

@@ -128,7 +128,7 @@ class Inbox:
     def _take(self, nursery: trio.Nursery) -> None:
         self._drained = trio.Event()
         room = self._waiting_max - self.waiting
-        for message in self._access.catalog.pending(after=self._seen, limit=room):
+        for message in self._access.catalog.posts.pending(after=self._seen, limit=room):
             self._seen = message.seq
             self.waiting += 1
             if message.command == "sync":  # a reader need not wait for a command that takes its time
@@ -164,7 +164,9 @@ class Inbox:
         at_ms = self._access.clock.wall_ms()
         while True:
             try:
-                await self._access.writer.write(lambda catalog: catalog.done(message.seq, reply, at_ms=at_ms))
+                await self._access.writer.write(
+                    lambda catalog: catalog.posts.done(message.seq, reply, at_ms=at_ms)
+                )
             except StateError as error:
                 logger.error("the reply to %s cannot be written: %s", message.command, error)
                 await trio.sleep(LOOK_S)

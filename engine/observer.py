@@ -37,7 +37,8 @@ from perdure.engine.statistics import (
 )
 from perdure.engine.timers import TimerQueue
 from perdure.errors import StateError
-from perdure.storage.catalog import Catalog, open_catalog
+from perdure.storage.catalog import Catalog
+from perdure.storage.catalog_file import open_catalog
 from perdure.storage.query import QueryHost
 
 LOOKED_S: Final = 10.0

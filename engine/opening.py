@@ -36,16 +36,18 @@ from perdure.errors import (
     StateError,
 )
 from perdure.limits import WORKERS_MAX, Limits
-from perdure.storage.catalog import Catalog, open_catalog
+from perdure.storage.catalog import Catalog
+from perdure.storage.catalog_file import open_catalog
 from perdure.storage.codec import Codec
 from perdure.storage.disk import Disk
-from perdure.storage.files import PAGE_BYTES, InstanceFile
+from perdure.storage.files import InstanceFile
 from perdure.storage.gate import Gate
 from perdure.storage.locks import FolderLock
 from perdure.storage.opening import FileHost
 from perdure.storage.query import QueryHost, open_query_host
 from perdure.storage.records import Durability, Key
 from perdure.storage.relay import RelayLog
+from perdure.storage.schema import PAGE_BYTES
 from perdure.storage.turns import Turn
 from perdure.storage.unwritten import MemoryFiles
 from perdure.storage.writer import CatalogWriter
@@ -298,7 +300,7 @@ class Opening:
                     logger.warning("the relay log is left for the next start to settle: %s", error)
             at_ms = self.clock.wall_ms()
             try:
-                await loop.writer.write(lambda catalog: catalog.stop_worker(worker, at_ms))
+                await loop.writer.write(lambda catalog: catalog.workers.stop(worker, at_ms))
             except StateError as error:  # the lock is what counts; the row only tells who had it
                 logger.warning("the end of this runtime could not be written down: %s", error)
 

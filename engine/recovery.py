@@ -19,7 +19,8 @@ import trio
 from perdure.actors.host import Clock, deadline_in
 from perdure.engine.app import App
 from perdure.engine.folder import StateFolder
-from perdure.storage.catalog import Catalog, open_catalog
+from perdure.storage.catalog import Catalog
+from perdure.storage.catalog_file import open_catalog
 from perdure.storage.check import check_after_machine_death, remove_unless_whole
 from perdure.storage.disk import Disk
 from perdure.storage.records import CatalogRow, Durability, Key
@@ -37,7 +38,7 @@ async def register(
     disk: Disk,
 ) -> int:
     """Record this process as the owner of the folder and return its number."""
-    last = catalog.last_worker()
+    last = catalog.workers.last()
     await trio.to_thread.run_sync(settle_logs, folder, clock.boot, catalog, disk)
     if last is not None and last.boot != clock.boot:
         await writer.write(lambda catalog: catalog.rebooted(clock.boot))
@@ -48,7 +49,7 @@ async def register(
         # Nothing that was written then has been synced, and this process will acknowledge what rests on it.
         await trio.to_thread.run_sync(disk.sync_everything, folder.root)
     return await writer.write(
-        lambda catalog: catalog.add_worker(
+        lambda catalog: catalog.workers.add(
             pid=os.getpid(), boot=clock.boot, at_ms=clock.wall_ms(), doorbell=str(folder.doorbell),
             durability=durability,
         )
@@ -75,7 +76,7 @@ def settle_logs(folder: StateFolder, boot: int, catalog: Catalog | None, disk: D
     elif folder.relay.exists() and any(folder.relay.iterdir()):
         revive(folder.relay, disk, locate=locate)
         settle(folder.relay, folder.root, disk)
-    last = None if catalog is None else catalog.last_worker()
+    last = None if catalog is None else catalog.workers.last()
     if catalog is not None and last is not None and last.boot != boot and last.durability == "full":
         # Besides what was being made, what another incarnation was about to come in the place of.
         for row in (*catalog.opened(), *filter(None, map(catalog.find, replaced))):

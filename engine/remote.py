@@ -45,7 +45,8 @@ from perdure.errors import (
     UnknownWorkflowError,
 )
 from perdure.limits import Limits
-from perdure.storage.catalog import Catalog, open_catalog
+from perdure.storage.catalog import Catalog
+from perdure.storage.catalog_file import open_catalog
 from perdure.storage.codec import Codec
 from perdure.storage.disk import Disk
 from perdure.storage.locks import FolderLock
@@ -287,7 +288,9 @@ class Remote:
         at_ms = self._clock.wall_ms()
         await trio.to_thread.run_sync(
             lambda: write_now(
-                self._catalog, lambda catalog: catalog.post(message, at_ms=at_ms), path=self.folder.catalog
+                self._catalog,
+                lambda catalog: catalog.posts.post(message, at_ms=at_ms),
+                path=self.folder.catalog,
             )
         )
         return message.token
@@ -296,12 +299,12 @@ class Remote:
         """Wait for the owner's reply; None once nobody owns the folder."""
         looks = 0
         while True:
-            reply = self._catalog.reply(token)
+            reply = self._catalog.posts.reply(token)
             if reply is not None:
                 return reply
             if looks % RING_EVERY == 0:
                 if self.owner() is None:
-                    return self._catalog.reply(token)  # it may have come with the owner's last breath
+                    return self._catalog.posts.reply(token)  # it may have come with the owner's last breath
                 ring(self.folder.doorbell)
             looks += 1
             await trio.sleep(POLL_S)
@@ -312,7 +315,7 @@ class Remote:
         with contextlib.suppress(StateLockedError):
             async with open_runtime(self.folder.root, visitor):
                 while True:
-                    reply = self._catalog.reply(token)
+                    reply = self._catalog.posts.reply(token)
                     if reply is not None:
                         return reply
                     await trio.sleep(POLL_S / 4)

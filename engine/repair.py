@@ -26,7 +26,8 @@ from perdure.engine.folder import StateFolder
 from perdure.engine.recovery import settle_logs
 from perdure.engine.timers import WaitingClock
 from perdure.errors import StateUnusableError
-from perdure.storage.catalog import Catalog, open_catalog
+from perdure.storage.catalog import Catalog
+from perdure.storage.catalog_file import open_catalog
 from perdure.storage.disk import Disk
 from perdure.storage.locks import FolderLock
 from perdure.storage.peek import bring_to_rest

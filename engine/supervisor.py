@@ -225,7 +225,7 @@ class Supervisor:
         worker.started_ms = clock.boot_ms()
         try:
             worker.number = await self._writer.write(
-                lambda catalog: catalog.add_worker(
+                lambda catalog: catalog.workers.add(
                     pid=worker.pid, boot=clock.boot, at_ms=clock.wall_ms(), doorbell=None,
                     durability=self._durability,
                 )

@@ -56,7 +56,8 @@ from perdure.engine.runtime import Runtime
 from perdure.engine.settings import Settings, load_settings, read_settings
 from perdure.engine.worker_access import WorkerAccess
 from perdure.errors import PerdureError
-from perdure.storage.catalog import Catalog, open_catalog
+from perdure.storage.catalog import Catalog
+from perdure.storage.catalog_file import open_catalog
 from perdure.storage.disk import Disk
 from perdure.storage.files import InstanceFile
 from perdure.storage.locks import FolderLock

@@ -29,7 +29,8 @@ from perdure.engine.runtime import Runtime
 from perdure.engine.settings import settings_for
 from perdure.engine.supervisor import Supervisor
 from perdure.errors import StateError
-from perdure.storage.catalog import Catalog, checkpoint, open_catalog
+from perdure.storage.catalog import Catalog
+from perdure.storage.catalog_file import checkpoint, open_catalog
 from perdure.storage.codec import Codec
 from perdure.storage.disk import Disk
 from perdure.storage.locks import FolderLock
@@ -120,7 +121,7 @@ async def _shut_down(front: Front, supervisor: Supervisor, inbox: Inbox, number:
         await supervisor.stop()
         at_ms = front.clock.wall_ms()
         with contextlib.suppress(StateError):  # the lock is what counts; the row only tells who had it
-            await front.writer.write(lambda catalog: catalog.stop_worker(number, at_ms))
+            await front.writer.write(lambda catalog: catalog.workers.stop(number, at_ms))
 
 
 async def _checkpoint(catalog: Path) -> None:

@@ -13,24 +13,16 @@ Invariants:
 
 from __future__ import annotations
 
-import contextlib
 import sqlite3
 from collections.abc import Iterable
-from contextlib import AbstractContextManager
-from importlib import resources
-from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
-from perdure.errors import InstanceExistsError, StateUnusableError, StateVersionError
-from perdure.limits import BUSY_TIMEOUT_MS
-from perdure.storage.files import concerns_file, storage_error
+from perdure.errors import InstanceExistsError
 from perdure.storage.moves import COLUMNS, Moves, as_row, birth_text
-from perdure.storage.records import Birth, CatalogRow, Deadline, Key, Message, Reply, Status, Stored
-
-APPLICATION_ID: Final = 0x50524443  # "PRDC"
-SCHEMA_VERSION: Final = 1
+from perdure.storage.posts import Posts, Workers
+from perdure.storage.records import Birth, CatalogRow, Deadline, Key, Status, Stored
 
 FIND: Final = f"SELECT {COLUMNS} FROM _perdure_instances WHERE workflow = ? AND id = ?"
 FIND_ID: Final = f"""
@@ -43,8 +35,8 @@ FIND_ID: Final = f"""
     ORDER BY workflow"""
 ADD: Final = """
     INSERT INTO _perdure_instances (workflow, id, incarnation, status, birth, params, created_at, start_at,
-        owner, epoch, open, version, parent, tags)
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+        owner, epoch, open, version, parent, tags, priority, lane)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
 REMOVE: Final = "DELETE FROM _perdure_instances WHERE workflow = ? AND id = ?"
 REPLACE: Final = f"{REMOVE} AND open = 0"
 OPENED: Final = f"SELECT {COLUMNS} FROM _perdure_instances WHERE open = 1 ORDER BY created_at"
@@ -81,131 +73,11 @@ REBOOT: Final = """
 LIST: Final = f"SELECT {COLUMNS} FROM _perdure_instances"
 COUNTS: Final = "SELECT workflow, status, count(*) FROM _perdure_instances GROUP BY 1, 2 ORDER BY 1, 2"
 RESTORE: Final = f"""
-    INSERT OR REPLACE INTO _perdure_instances ({COLUMNS}) VALUES ({", ".join("?" * 22)})"""
-
-WORKER: Final = """
-    INSERT INTO _perdure_workers (pid, boot, started_at, doorbell, durability) VALUES (?, ?, ?, ?, ?)"""
-WORKER_STOPPED: Final = "UPDATE _perdure_workers SET stopped_at = ? WHERE worker = ?"
-WORKER_LAST: Final = """
-    SELECT worker, pid, boot, doorbell, durability, stopped_at FROM _perdure_workers ORDER BY worker DESC
-        LIMIT 1"""
-WORKERS_OLD: Final = "DELETE FROM _perdure_workers WHERE worker <= ?"
-
-POST: Final = """
-    INSERT INTO _perdure_inbox (token, workflow, id, command, body, actor, sent_at) VALUES (?, ?, ?, ?, ?,
-        ?, ?)"""
-PENDING: Final = """
-    SELECT seq, token, workflow, id, command, body, actor FROM _perdure_inbox
-    WHERE done_at IS NULL AND seq > ? ORDER BY seq LIMIT ?"""
-DONE: Final = "UPDATE _perdure_inbox SET done_at = ?, reply = ? WHERE seq = ?"
-REPLY: Final = "SELECT reply FROM _perdure_inbox WHERE token = ?"
-SWEEP: Final = "DELETE FROM _perdure_inbox WHERE done_at < ?"
+    INSERT OR REPLACE INTO _perdure_instances ({COLUMNS}) VALUES ({", ".join("?" * 26)})"""
 
 
 CLAIM_MIN: Final = 8
 """What a worker claims at least, where there is so much: a claim is a sync."""
-
-
-class WorkerRow(msgspec.Struct, frozen=True, kw_only=True):
-    """One process that owns, or owned, the folder."""
-
-    worker: int
-    pid: int
-    boot: int
-    doorbell: str | None
-    durability: str
-    stopped_at_ms: int | None
-
-
-def open_catalog(path: Path, *, checkpointer: bool, create: bool = True) -> sqlite3.Connection:
-    """Open the catalog, making it where it is missing.
-
-    Only the process that owns the folder may be `checkpointer`. Raises `StateUnusableError`
-    for a file that is not a catalog or cannot be written, `StateVersionError` for a newer one.
-    """
-    new = not path.exists()
-    if new and not create:
-        raise StateUnusableError(
-            f"{path.parent} is not a state folder: it has no {path.name}", path=str(path.parent)
-        )
-    try:
-        connection = sqlite3.connect(
-            path, isolation_level=None, check_same_thread=False, timeout=BUSY_TIMEOUT_MS / 1000
-        )
-        _prepare(connection, path, checkpointer=checkpointer)
-    except sqlite3.OperationalError as error:
-        if concerns_file(error):
-            raise storage_error(error, path) from error
-        raise StateUnusableError(
-            f"the catalog {path} cannot be opened for writing ({error}): check the folder's owner and"
-            " permissions",
-            path=str(path),
-        ) from error
-    except sqlite3.DatabaseError as error:
-        raise StateUnusableError(
-            f"the catalog {path} is damaged or not a database ({error}): move it away and run `perdure"
-            " repair`, which rebuilds it from the instances' files",
-            path=str(path),
-        ) from error
-    return connection
-
-
-def checkpoint(connection: sqlite3.Connection, turn: AbstractContextManager[None]) -> None:
-    """Move the WAL's pages into the catalog while nobody writes, so that the next writer starts it over.
-
-    Called off the loop, on a connection of its own, by the one process that checkpoints. What a reader
-    still looks at stays in the WAL until the next time.
-    """
-    with turn, contextlib.suppress(sqlite3.OperationalError):  # the disk is full: it may pass
-        connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-
-
-def _prepare(connection: sqlite3.Connection, path: Path, *, checkpointer: bool) -> None:
-    connection.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
-    connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA synchronous=FULL")
-    connection.execute(f"PRAGMA wal_autocheckpoint={1000 if checkpointer else 0}")
-    (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-    (application_id,) = connection.execute("PRAGMA application_id").fetchone()
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if not tables and not application_id:
-        _create(connection)
-        return
-    if application_id != APPLICATION_ID:
-        connection.close()
-        raise StateUnusableError(
-            f"{path} is a database of another program (application_id {application_id:#x}): choose another"
-            " state folder",
-            path=str(path),
-        )
-    if version > SCHEMA_VERSION:
-        connection.close()
-        raise StateVersionError(
-            f"the state folder {path.parent} was written by a newer Perdure (catalog version {version}; this"
-            f" one knows up to {SCHEMA_VERSION}): upgrade perdure",
-            path=str(path.parent),
-        )
-
-
-def _create(connection: sqlite3.Connection) -> None:
-    schema = resources.files("perdure.storage").joinpath("catalog.sql").read_text("utf-8")
-    connection.execute("BEGIN EXCLUSIVE")
-    if not connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
-        for statement in _statements(schema):
-            connection.execute(statement)
-        connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
-        connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
-    connection.execute("COMMIT")
-
-
-def _statements(script: str) -> Iterable[str]:
-    """Split a script, so that it can run inside a transaction (`executescript` would end it)."""
-    statement = ""
-    for line in script.splitlines(keepends=True):
-        statement += line
-        if sqlite3.complete_statement(statement):
-            yield statement
-            statement = ""
 
 
 class Catalog:
@@ -218,6 +90,8 @@ class Catalog:
     def __init__(self, connection: sqlite3.Connection) -> None:
         self.connection = connection
         self.moves = Moves(connection)
+        self.workers = Workers(connection)
+        self.posts = Posts(connection)
 
     # -- instances: reading ----------------------------------------------------------------
 
@@ -295,6 +169,8 @@ class Catalog:
                     birth.version,
                     birth.parent,
                     birth.tags,
+                    birth.priority,
+                    birth.lane,
                 ),
             )
         except sqlite3.IntegrityError as error:
@@ -424,7 +300,7 @@ class Catalog:
 
     def release(self, worker: int, at_ms: int) -> int:
         """Give up what a worker that is dead had open, as `crashed` does; return how many that is."""
-        self.connection.execute(WORKER_STOPPED, (at_ms, worker))
+        self.workers.stop(worker, at_ms)
         return self.connection.execute(f"{CRASHED} AND owner = ?", (worker,)).rowcount
 
     def rebooted(self, boot: int) -> None:
@@ -434,64 +310,6 @@ class Catalog:
     def restore(self, row: CatalogRow) -> None:
         """Write a row as it was found in an instance's file (`perdure repair`)."""
         self.connection.execute(RESTORE, msgspec.structs.astuple(row))
-
-    # -- workers ---------------------------------------------------------------------------
-
-    def last_worker(self) -> WorkerRow | None:
-        """Return the process that owned the folder last."""
-        row = self.connection.execute(WORKER_LAST).fetchone()
-        if row is None:
-            return None
-        worker, pid, boot, doorbell, durability, stopped = row
-        return WorkerRow(
-            worker=worker, pid=pid, boot=boot, doorbell=doorbell, durability=durability, stopped_at_ms=stopped
-        )
-
-    def add_worker(self, *, pid: int, boot: int, at_ms: int, doorbell: str | None, durability: str) -> int:
-        """Record this process as owner of the folder and return its number."""
-        worker = self.connection.execute(WORKER, (pid, boot, at_ms, doorbell, durability)).lastrowid
-        assert worker is not None
-        self.connection.execute(WORKERS_OLD, (worker - 100,))
-        return worker
-
-    def stop_worker(self, worker: int, at_ms: int) -> None:
-        """Record that a process gave the folder up cleanly."""
-        self.connection.execute(WORKER_STOPPED, (at_ms, worker))
-
-    # -- inbox -----------------------------------------------------------------------------
-
-    def post(self, message: Message, *, at_ms: int) -> None:
-        """Put a command for the owner of the folder into the inbox."""
-        self.connection.execute(
-            POST,
-            (
-                message.token,
-                message.workflow,
-                message.id,
-                message.command,
-                message.body,
-                message.actor,
-                at_ms,
-            ),
-        )
-
-    def pending(self, *, after: int = 0, limit: int = -1) -> list[Message]:
-        """Return up to `limit` commands not carried out yet, sent after `after`, in their order."""
-        rows = self.connection.execute(PENDING, (after, limit))
-        return [
-            Message(seq=seq, token=token, workflow=workflow, id=id_, command=command, body=body, actor=actor)
-            for seq, token, workflow, id_, command, body, actor in rows
-        ]
-
-    def done(self, seq: int, reply: Reply, *, at_ms: int) -> None:
-        """Record how a command ended. Its sender waits for this."""
-        self.connection.execute(DONE, (at_ms, msgspec.json.encode(reply).decode(), seq))
-        self.connection.execute(SWEEP, (at_ms - 3_600_000,))
-
-    def reply(self, token: str) -> Reply | None:
-        """Return how the command with `token` ended, or None while it has not."""
-        row = self.connection.execute(REPLY, (token,)).fetchone()
-        return None if row is None or row[0] is None else msgspec.json.decode(row[0], type=Reply)
 
     def close(self) -> None:
         """Close the connection."""

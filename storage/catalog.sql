@@ -1,4 +1,4 @@
--- The catalog of a state folder, schema version 1: an index of the instances, the queue of those
+-- The catalog of a state folder, schema version 2: an index of the instances, the queue of those
 -- not started, and the inbox through which processes reach each other.
 
 CREATE TABLE _perdure_instances (
@@ -25,6 +25,10 @@ CREATE TABLE _perdure_instances (
     tags TEXT,
     safe_epoch INTEGER NOT NULL DEFAULT 0, -- the last of which all is safe without its owner's relay log
     until_at INTEGER,                   -- besides: the first deadline that follows the wall clock alone
+    expires_at INTEGER,                 -- a finished one is kept until then
+    archived TEXT,                      -- of an expired one: where its file went, '' where it was removed
+    priority INTEGER NOT NULL DEFAULT 0,
+    lane TEXT,                          -- what its workflow's concurrency key says of it
     PRIMARY KEY (workflow, id)
 ) STRICT; -- with rowids: a new row goes to the end, whatever its id, and a batch touches few pages
 
@@ -34,6 +38,17 @@ CREATE INDEX _perdure_instances_wake_boot ON _perdure_instances (wake_boot, work
 CREATE INDEX _perdure_instances_wake_at ON _perdure_instances (wake_at, workflow) WHERE wake_at IS NOT NULL AND wake_boot IS NULL AND open = 0;
 CREATE INDEX _perdure_instances_until_at ON _perdure_instances (until_at, workflow) WHERE until_at IS NOT NULL AND open = 0;
 CREATE INDEX _perdure_instances_open ON _perdure_instances (owner) WHERE open = 1;
+CREATE INDEX _perdure_instances_expires_at ON _perdure_instances (expires_at) WHERE expires_at IS NOT NULL;
+
+CREATE TABLE _perdure_schedules (
+    workflow TEXT NOT NULL,
+    id TEXT NOT NULL,                   -- the schedule's own, which its instances' ids begin with
+    spec TEXT NOT NULL,                 -- JSON, as its workflow has it
+    paused INTEGER NOT NULL DEFAULT 0,
+    last_at INTEGER,                    -- the newest firing that is settled, be it created or skipped
+    next_at INTEGER,
+    PRIMARY KEY (workflow, id)
+) STRICT;
 
 CREATE TABLE _perdure_workers (
     worker INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -67,5 +82,6 @@ SELECT workflow, id, status, reason,
     strftime('%Y-%m-%dT%H:%M:%S', ended_at / 1000, 'unixepoch') || printf('.%03dZ', ended_at % 1000) AS ended_at,
     strftime('%Y-%m-%dT%H:%M:%S', coalesce(wake_at, start_at) / 1000, 'unixepoch')
         || printf('.%03dZ', coalesce(wake_at, start_at) % 1000) AS wake_at,
-    version, parent, tags, owner, epoch
+    version, parent, tags, owner, epoch, priority, lane, archived,
+    strftime('%Y-%m-%dT%H:%M:%S', expires_at / 1000, 'unixepoch') || printf('.%03dZ', expires_at % 1000) AS expires_at
 FROM _perdure_instances;

@@ -16,31 +16,22 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
 import os
-import re
 import sqlite3
-import tempfile
 from collections.abc import Callable, Generator, Iterable, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any, Final
 
 from perdure.errors import (
     InstanceDamagedError,
     PerdureError,
-    StateVersionError,
     StorageFullError,
     StorageWriteError,
 )
 from perdure.storage.disk import Disk
 from perdure.storage.records import Durability, InstanceState
+from perdure.storage.schema import PAGE_BYTES, check_header, template
 
-APPLICATION_ID: Final = 0x50524455  # "PRDU"
-SCHEMA_VERSION: Final = 1
-PAGE_BYTES: Final = 2048
-"""Smaller pages make small instances smaller, larger ones large values faster: as measured, 2048 has
-nearly all of both."""
 ROOM_BYTES_MIN: Final = 64 * 1024  # less than a WAL with its shared memory needs
 ROWS_PER_PAGE: Final = 2
 DAMAGED: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
@@ -53,38 +44,6 @@ OPENING: Final = (
     "PRAGMA temp_store=MEMORY",
 )
 EPOCH: Final = "SELECT epoch FROM _perdure_instance"
-
-MIGRATIONS: Final[dict[int, str]] = {}
-"""SQL that takes a file from the version that is the key to the next one."""
-
-
-@functools.cache
-def template() -> bytes:
-    """Return the bytes of an empty instance file: making a file is then one write, no DDL."""
-    schema = minified(resources.files("perdure.storage").joinpath("instance.sql").read_text("utf-8"))
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "template.sqlite")
-        connection = sqlite3.connect(path, isolation_level=None)
-        connection.execute("PRAGMA synchronous=OFF")
-        connection.execute(f"PRAGMA page_size={PAGE_BYTES}")
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
-        connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
-        connection.executescript(schema)
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        connection.close()
-        return path.read_bytes()
-
-
-def minified(sql: str) -> str:
-    """Return `sql` without comments and needless spaces: every instance's file holds it, once.
-
-    >>> minified("SELECT a, 'b - c' FROM d;  -- why")
-    "SELECT a,'b - c' FROM d;"
-    """
-    parts = re.split(r"('[^']*')", re.sub(r"--[^\n]*", "", sql))
-    parts[::2] = [re.sub(r" ?([(),;=<>|*/+]) ?", r"\1", re.sub(r"\s+", " ", part)) for part in parts[::2]]
-    return "".join(parts).strip()
 
 
 def create_file(path: Path, *, disk: Disk, durable: bool) -> None:
@@ -443,7 +402,7 @@ def open_file(path: Path, *, disk: Disk, durability: Durability, is_new: bool = 
             path, isolation_level=None, check_same_thread=False, cached_statements=128, timeout=BUSY_MS / 1000
         )
         if not is_new:
-            _check_header(connection, path)
+            check_header(connection, path)
         for pragma in OPENING:
             connection.execute(pragma)
     except sqlite3.DatabaseError as error:
@@ -463,23 +422,3 @@ def open_file(path: Path, *, disk: Disk, durability: Durability, is_new: bool = 
     file.leftover = leftover
     file.is_new = is_new
     return file
-
-
-def _check_header(connection: sqlite3.Connection, path: Path) -> None:
-    (application_id,) = connection.execute("PRAGMA application_id").fetchone()
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if application_id != APPLICATION_ID:
-        raise InstanceDamagedError(
-            f"the file {path} is not an instance of Perdure (application_id {application_id:#x})"
-        )
-    if version > SCHEMA_VERSION:
-        raise StateVersionError(
-            f"the file {path} has schema version {version}; this Perdure knows up to {SCHEMA_VERSION}:"
-            " upgrade perdure",
-            path=str(path),
-        )
-    while version < SCHEMA_VERSION:
-        connection.executescript(
-            f"BEGIN IMMEDIATE;{MIGRATIONS[version]};PRAGMA user_version={version + 1};COMMIT"
-        )
-        version += 1

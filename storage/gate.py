@@ -32,8 +32,9 @@ import trio
 
 from perdure.errors import StateError
 from perdure.limits import Limits
-from perdure.storage.files import PAGE_BYTES, InstanceFile, storage_error
+from perdure.storage.files import InstanceFile, storage_error
 from perdure.storage.records import Durability
+from perdure.storage.schema import PAGE_BYTES
 from perdure.storage.syncing import FileSync, Syncing
 from perdure.storage.threads import Threads, open_threads
 

@@ -1,4 +1,4 @@
--- One instance's file, schema version 1. Times are integer milliseconds since the epoch.
+-- One instance's file, schema version 2. Times are integer milliseconds since the epoch.
 -- A fact carries the number of the commit that wrote it; a row that starts and ends carries two.
 --
 -- SQLite parses all of this each time the file is opened, and keeps a page for each table and index:
@@ -33,6 +33,10 @@ CREATE TABLE _perdure_instance (
     timeout_at INT,                     -- deadline of the whole run, and the same on the clock since boot
     timeout_boot INT,
     timeout_boot_id INT,
+    generation INT NOT NULL DEFAULT 1,  -- 1, and one more for each restart and continuation
+    schedule TEXT,                      -- JSON: which schedule created it, and for when
+    rollback TEXT,                      -- JSON: how the rollback ended
+    retention TEXT,                     -- JSON: how long it is kept once it has ended
     created_commit INT NOT NULL,
     started_commit INT,
     ended_commit INT
@@ -63,6 +67,7 @@ CREATE TABLE _perdure_steps (
     config TEXT,
     detail TEXT,                        -- JSON: what this kind of step needs besides
     sensitive TEXT,
+    heartbeat TEXT,                     -- JSON: the last one of the current attempt
     started_commit INT NOT NULL,
     attempt_commit INT,
     ended_commit INT,
@@ -127,7 +132,7 @@ SELECT id, workflow, version, status, reason,
     strftime('%Y-%m-%dT%H:%M:%fZ', started_at / 1e3, 'unixepoch') AS started_at,
     strftime('%Y-%m-%dT%H:%M:%fZ', ended_at / 1e3, 'unixepoch') AS ended_at,
     strftime('%Y-%m-%dT%H:%M:%fZ', wake_at / 1e3, 'unixepoch') AS wake_at,
-    replays, parent, tags
+    replays, parent, tags, generation, rollback
 FROM _perdure_instance;
 
 CREATE VIEW steps AS
@@ -147,7 +152,7 @@ FROM _perdure_steps WHERE superseded IS NULL;
 
 -- The attempts that something came after, and each step's current or last one.
 CREATE VIEW _perdure_all_attempts AS
-SELECT seq, name, a.attempt, a.started_at, a.ended_at, outcome, a.error, heartbeat, cpu_ms,
+SELECT seq, name, a.attempt, a.started_at, a.ended_at, outcome, a.error, a.heartbeat, cpu_ms,
     a.started_commit, a.ended_commit, superseded
 FROM _perdure_attempts AS a JOIN _perdure_steps ON seq = step_seq
 UNION ALL
@@ -156,7 +161,7 @@ SELECT seq, name, attempt, attempt_at, ended_at,
         WHEN status <> 'failed' THEN status
         ELSE CASE json_extract(error, '$.class')
             WHEN 'StepTimeoutError' THEN 'timeout' WHEN 'StepLostError' THEN 'lost' ELSE status END END,
-    error, NULL, NULL, attempt_commit, NULL, superseded
+    error, heartbeat, NULL, attempt_commit, NULL, superseded
 FROM _perdure_steps AS s
 WHERE attempt > 0 AND NOT EXISTS (SELECT 1 FROM _perdure_attempts WHERE step_seq = seq AND attempt = s.attempt);
 

@@ -23,12 +23,14 @@ from perdure.storage.values import get_value, put_value
 
 BORN: Final = """
     INSERT INTO _perdure_instance (one, workflow, id, incarnation, epoch, version, status, params,
-        params_ref, created_at, parent, tags, timeout_at, timeout_boot, timeout_boot_id, created_commit)
-    VALUES (1, ?, ?, ?, ?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+        params_ref, created_at, parent, tags, timeout_at, timeout_boot, timeout_boot_id, schedule, retention,
+        created_commit)
+    VALUES (1, ?, ?, ?, ?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
 READ: Final = """
     SELECT workflow, id, incarnation, epoch, version, status, reason, params, params_ref, output,
         output_ref, error, created_at, started_at, ended_at, wake_at, paused_at, paused_boot,
         paused_boot_id, replays, parent, tags, timeout_at, timeout_boot, timeout_boot_id,
+        generation, schedule, rollback, retention,
         max(created_commit, coalesce(started_commit, 0), coalesce(ended_commit, 0))
     FROM _perdure_instance"""
 OWN: Final = "UPDATE _perdure_instance SET epoch = ?"
@@ -152,6 +154,8 @@ def bear(file: InstanceFile, gate: Gate, birth: Birth, params: Stored | None, *,
             birth.parent,
             birth.tags,
             *_columns(birth.timeout),
+            birth.schedule,
+            birth.retention,
             file.stamp,
         ),
     )
@@ -177,6 +181,8 @@ def bear(file: InstanceFile, gate: Gate, birth: Birth, params: Stored | None, *,
         parent=birth.parent,
         tags=birth.tags,
         timeout=birth.timeout,
+        schedule=birth.schedule,
+        retention=birth.retention,
     )
 
 
@@ -225,6 +231,10 @@ def _read(file: InstanceFile) -> tuple[InstanceState, int]:
         timeout_at,
         timeout_boot,
         timeout_boot_id,
+        generation,
+        schedule,
+        rollback,
+        retention,
         last_commit,
     ) = times
     state = InstanceState(
@@ -247,6 +257,10 @@ def _read(file: InstanceFile) -> tuple[InstanceState, int]:
         parent=parent,
         tags=tags,
         timeout=_deadline(timeout_at, timeout_boot, timeout_boot_id),
+        generation=generation,
+        schedule=schedule,
+        rollback=rollback,
+        retention=retention,
     )
     return state, last_commit
 

@@ -23,7 +23,8 @@ from perdure.storage.records import Birth, CatalogRow, Key, Stored
 
 COLUMNS: Final = """
     workflow, id, incarnation, status, reason, birth, params, created_at, started_at, ended_at, start_at,
-    wake_at, wake_boot, boot, owner, epoch, open, crashes, version, parent, tags, until_at"""
+    wake_at, wake_boot, boot, owner, epoch, open, crashes, version, parent, tags, until_at,
+    expires_at, archived, priority, lane"""
 QUEUED: Final = "FROM _perdure_instances WHERE status = 'queued' AND open = 0 AND start_at IS NULL"
 DELAYED: Final = "FROM _perdure_instances WHERE status = 'queued' AND open = 0 AND start_at IS NOT NULL"
 WAKE_BOOT: Final = "FROM _perdure_instances WHERE wake_boot IS NOT NULL AND open = 0"
@@ -52,8 +53,8 @@ COUNT_WAKE_AT: Final = COUNT.format(f"{WAKE_AT} AND wake_at <= ?")
 
 ADD_ALL: Final = """
     INSERT INTO _perdure_instances (workflow, id, incarnation, status, birth, params, created_at, start_at,
-        epoch, open, version, parent, tags)
-    VALUES (?, ?, ?, 'queued', ?, ?, ?, ?, 0, 0, ?, ?, ?)
+        epoch, open, version, parent, tags, priority, lane)
+    VALUES (?, ?, ?, 'queued', ?, ?, ?, ?, 0, 0, ?, ?, ?, ?, ?)
     ON CONFLICT DO NOTHING"""
 INCARNATION: Final = "SELECT incarnation FROM _perdure_instances WHERE workflow = ? AND id = ?"
 
@@ -189,7 +190,7 @@ def _values(newborn: Newborn) -> tuple[Any, ...]:
     birth = newborn.birth
     return (
         birth.workflow, birth.id, birth.incarnation, birth_text(birth), newborn.params, birth.created_at_ms,
-        newborn.start_at_ms, birth.version, birth.parent, birth.tags,
+        newborn.start_at_ms, birth.version, birth.parent, birth.tags, birth.priority, birth.lane,
     )  # fmt: skip
 
 

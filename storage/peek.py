@@ -1,4 +1,4 @@
-"""A look into an instance's closed file, by whoever owns it: no write, nothing left behind."""
+"""A look into a closed instance file, by its owner: nothing is written, nothing left behind."""
 
 from __future__ import annotations
 
@@ -9,17 +9,20 @@ from pathlib import Path
 
 from perdure.errors import InstanceDamagedError
 from perdure.storage.disk import Disk
-from perdure.storage.files import InstanceFile
+from perdure.storage.files import InstanceFile, open_file
 from perdure.storage.lifecycle import read_state
 from perdure.storage.mail import KNOWN
 from perdure.storage.records import InstanceState
+from perdure.storage.schema import SCHEMA_VERSION
 
 
 def peek_state(path: Path) -> InstanceState:
     """Return the instance's own row. The file must be closed, and stay so meanwhile.
 
-    Raises `InstanceDamagedError`.
+    One of an older version is migrated first. Raises `InstanceDamagedError` and `StateVersionError`.
     """
+    if _is_older(path):
+        open_file(path, disk=Disk(), durability="full").close()
     with _opened(path) as connection:
         return read_state(InstanceFile(path, connection, disk=Disk(), durability="process"))
 
@@ -28,6 +31,12 @@ def peek_token(path: Path, token: str) -> bool:
     """Whether a command or an event with this token has reached the instance. Otherwise as `peek_state`."""
     with _opened(path) as connection:
         return connection.execute(KNOWN, (token,)).fetchone() is not None
+
+
+def _is_older(path: Path) -> bool:
+    with _opened(path) as connection:
+        version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+        return 0 < version < SCHEMA_VERSION
 
 
 @contextlib.contextmanager

@@ -23,7 +23,9 @@ FINISHED: frozenset[str] = frozenset(("complete", "errored", "terminated"))
 """Statuses that an instance does not leave by itself."""
 
 StepStatus = Literal["running", "waiting", "completed", "failed", "cancelled"]
-StepKind = Literal["do", "sleep", "event", "transaction", "value", "race", "deadline"]
+StepKind = Literal[
+    "do", "sleep", "event", "transaction", "value", "race", "deadline", "child", "rollback", "patch", "stream"
+]
 AttemptOutcome = Literal["failed", "timeout", "lost", "interrupted"]
 Durability = Literal["full", "process"]
 
@@ -69,6 +71,10 @@ class Birth(msgspec.Struct, frozen=True, kw_only=True):
     timeout: Deadline | None = None
     event_type: str | None = None
     event_payload: str | None = None
+    schedule: str | None = None
+    retention: str | None = None
+    priority: int = 0
+    lane: str | None = None
 
 
 class InstanceState(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,6 +99,10 @@ class InstanceState(msgspec.Struct, frozen=True, kw_only=True):
     parent: str | None
     tags: str | None
     timeout: Deadline | None
+    generation: int = 1
+    schedule: str | None = None
+    rollback: str | None = None
+    retention: str | None = None
 
 
 class CatalogRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -120,6 +130,10 @@ class CatalogRow(msgspec.Struct, frozen=True, kw_only=True):
     parent: str | None
     tags: str | None
     until_at_ms: int | None = None
+    expires_at_ms: int | None = None
+    archived: str | None = None
+    priority: int = 0
+    lane: str | None = None
 
     @property
     def key(self) -> Key:

@@ -33,7 +33,6 @@ from typing import Final, TypeAlias
 import msgspec
 import trio
 
-from perdure.storage import files
 from perdure.storage.disk import Disk
 from perdure.storage.files import InstanceFile
 from perdure.storage.redo import forget, log_of
@@ -49,6 +48,7 @@ from perdure.storage.relay_format import (
     encode_entry,
     entry_bytes,
 )
+from perdure.storage.schema import template
 from perdure.storage.slot import Slot, write_at
 from perdure.storage.syncing import Failures, FileSync
 from perdure.storage.threads import Threads, open_threads
@@ -250,10 +250,10 @@ class RelayLog:
             return False
         entries = [entry]
         if entry.born and entry.number not in slot.templates:
-            template = files.template()
-            images = {1: template}
+            empty = template()
+            images = {1: empty}
             kept = Entry(
-                kind=TEMPLATE, name="", page_bytes=len(template), number=entry.number, images=images
+                kind=TEMPLATE, name="", page_bytes=len(empty), number=entry.number, images=images
             )  # fmt: skip
             entries.insert(0, kept)
         size = sum(map(entry_bytes, entries))
@@ -488,4 +488,4 @@ def _entry(
 @functools.cache
 def _template_number() -> int:
     """Return the number by which entries name the template; every new instance asks for it."""
-    return zlib.crc32(files.template())
+    return zlib.crc32(template())

@@ -20,7 +20,7 @@ import msgspec
 
 from perdure.errors import PerdureError
 from perdure.storage import catalog as catalogs
-from perdure.storage import files
+from perdure.storage import catalog_file, schema
 from perdure.storage.catalog import Catalog
 from perdure.storage.peek import peek_state
 from perdure.storage.records import CatalogRow, InstanceState
@@ -101,7 +101,7 @@ def catalog_fault(path: Path) -> str | None:
     try:
         with _reading(path) as connection:
             (application_id,) = connection.execute("PRAGMA application_id").fetchone()
-            if application_id not in (0, catalogs.APPLICATION_ID):
+            if application_id not in (0, catalog_file.APPLICATION_ID):
                 return f"a database of another program (application_id {application_id:#x})"
             fault = _fault(connection)
             if fault is None and application_id:
@@ -150,10 +150,10 @@ def _reading(path: Path) -> Generator[sqlite3.Connection, None, None]:
 def _kind(connection: sqlite3.Connection) -> tuple[Kind, str]:
     (application_id,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if application_id != files.APPLICATION_ID:
+    if application_id != schema.APPLICATION_ID:
         return "foreign", f"application_id {application_id:#x}"
-    if version > files.SCHEMA_VERSION:
-        return "newer", f"schema version {version}; this Perdure knows up to {files.SCHEMA_VERSION}"
+    if version > schema.SCHEMA_VERSION:
+        return "newer", f"schema version {version}; this Perdure knows up to {schema.SCHEMA_VERSION}"
     born = connection.execute("SELECT count(*) FROM _perdure_instance").fetchone()[0]
     return ("ours", "") if born else ("unborn", "made, and killed before its first row")
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from perdure.storage.files import PAGE_BYTES, InstanceFile, template
+from perdure.storage.files import InstanceFile
+from perdure.storage.schema import PAGE_BYTES, template
 from perdure.storage.wal import HEADER_BYTES as WAL_START
 from perdure.storage.wal import Commits, WalTooLong, last_commit_is_whole, read_commits
 

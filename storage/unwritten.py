@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import Final
 
 from perdure.storage.disk import Disk
-from perdure.storage.files import PAGE_BYTES, InstanceFile, template
+from perdure.storage.files import InstanceFile
 from perdure.storage.records import Durability
+from perdure.storage.schema import PAGE_BYTES, template
 
 SPARE_MAX: Final = 128
 FORMAT: Final = slice(18, 20)

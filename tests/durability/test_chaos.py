@@ -25,7 +25,8 @@ import pytest
 from perdure.engine.clock import SystemClock
 from perdure.engine.folder import StateFolder
 from perdure.engine.recovery import settle_logs
-from perdure.storage.catalog import Catalog, open_catalog
+from perdure.storage.catalog import Catalog
+from perdure.storage.catalog_file import open_catalog
 from perdure.storage.disk import Disk
 from perdure.storage.records import Key
 

@@ -16,10 +16,11 @@ import trio.testing
 
 import perdure
 from perdure.storage.disk import Disk
-from perdure.storage.files import OPENING, PAGE_BYTES, InstanceFile, create_file, open_file
+from perdure.storage.files import OPENING, InstanceFile, create_file, open_file
 from perdure.storage.gate import Gate
 from perdure.storage.lifecycle import bear
 from perdure.storage.records import Birth
+from perdure.storage.schema import PAGE_BYTES
 from perdure.testing import open_test_runtime
 
 WAL_PAGES_MAX = 20

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import perdure
-from perdure.storage.files import PAGE_BYTES
+from perdure.storage.schema import PAGE_BYTES
 from perdure.testing import open_test_runtime
 
 

@@ -14,7 +14,8 @@ import trio.testing
 
 from perdure import Limits, WorkflowEntrypoint, WorkflowEvent, WorkflowStep
 from perdure.engine.inbox import EventBody, ring
-from perdure.storage.catalog import Catalog, open_catalog
+from perdure.storage.catalog import Catalog
+from perdure.storage.catalog_file import open_catalog
 from perdure.storage.records import Message
 from perdure.storage.writer import write_now
 from perdure.testing import VirtualClock, open_test_runtime
@@ -167,12 +168,12 @@ async def test_commands_of_other_processes_wait_in_the_catalog_beyond_a_bound(tm
                     seq=0, token=f"t{number}", workflow="Approval", id=instance.id, command="send-event",
                     body=body, actor=None,
                 )  # fmt: skip
-                catalog.post(message, at_ms=0)
+                catalog.posts.post(message, at_ms=0)
 
         await trio.to_thread.run_sync(lambda: write_now(sender, post, path=tmp_path / "catalog.sqlite"))
         ring(tmp_path / "doorbell.sock")
         with trio.fail_after(HANGS_S):
-            while sender.pending():
+            while sender.posts.pending():
                 waiting.append(runtime.statistics().queues.inbox)
                 await trio.testing.wait_all_tasks_blocked(0.001)
             results = [await instance.result() for instance in instances]

@@ -30,7 +30,7 @@ from perdure import (
 from perdure.engine.app import load_app
 from perdure.engine.front import Front
 from perdure.engine.supervisor import Supervisor
-from perdure.storage.catalog import open_catalog
+from perdure.storage.catalog_file import open_catalog
 from perdure.testing import VirtualClock
 
 pytestmark = pytest.mark.slow

@@ -23,12 +23,12 @@ from perdure import WorkflowEntrypoint, WorkflowEvent, WorkflowStep, open_runtim
 from perdure.actors.host import Replay
 from perdure.engine.loop import GameLoop
 from perdure.storage.disk import Disk
-from perdure.storage.files import template
 from perdure.storage.gate import Gate
 from perdure.storage.query import QueryHost
 from perdure.storage.records import Key
 from perdure.storage.redo import redo
 from perdure.storage.relay_format import read_header
+from perdure.storage.schema import template
 
 Broken = Callable[[type, str, Callable[..., Any]], None]
 WAL_MAGIC = (b"\x37\x7f\x06\x82", b"\x37\x7f\x06\x83")

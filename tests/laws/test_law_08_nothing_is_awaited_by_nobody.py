@@ -20,8 +20,8 @@ from perdure import (
     WorkflowEvent,
     WorkflowStep,
 )
-from perdure.actors.actor import Actor
 from perdure.actors.host import Replay
+from perdure.actors.reports import Reports
 from perdure.testing import open_test_runtime
 
 Broken = Callable[[type, str, Callable[..., Any]], None]
@@ -92,7 +92,7 @@ async def test_a_step_that_was_never_awaited_fails_the_run_and_names_step_and_li
 async def test_the_forgotten_check_fails_when_nobody_looks_at_the_end(
     folder: Path, kind: str, broken: Broken
 ) -> None:
-    broken(Actor, "_leftovers", lambda *_: None)
+    broken(Reports, "leftovers", lambda *_: None)
 
     with pytest.raises((AssertionError, pytest.fail.Exception)):
         await check_a_forgotten_await(folder, "warm", FORGOTTEN[kind])
@@ -167,7 +167,7 @@ async def test_run_ending_while_a_step_is_open_is_an_error_that_names_the_step(
 
 
 async def test_the_open_check_fails_when_nobody_looks_at_the_end(folder: Path, broken: Broken) -> None:
-    broken(Actor, "_leftovers", lambda *_: None)
+    broken(Reports, "leftovers", lambda *_: None)
 
     with pytest.raises((AssertionError, pytest.fail.Exception, BaseExceptionGroup)):
         await check_an_open_step(folder, "warm")

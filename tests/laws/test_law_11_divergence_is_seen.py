@@ -23,11 +23,11 @@ from perdure import (
     WorkflowEvent,
     WorkflowStep,
 )
-from perdure.actors.actor import Actor
 from perdure.actors.calls import StepCall
 from perdure.actors.compose import RaceCall
 from perdure.actors.do import DoCall
 from perdure.actors.host import Replay
+from perdure.actors.reports import Reports
 from perdure.actors.workflow import OnDivergence
 from perdure.testing import open_test_runtime
 
@@ -207,7 +207,7 @@ async def test_the_arguments_check_fails_when_they_are_not_compared(
 async def test_the_unasked_check_fails_when_nobody_looks_at_what_is_left(
     folder: Path, broken: Broken, caplog: pytest.LogCaptureFixture
 ) -> None:
-    broken(Actor, "_leftovers", lambda *_: None)
+    broken(Reports, "leftovers", lambda *_: None)
 
     with pytest.raises(AssertionError):
         await check_a_change_is_seen(folder, "warm", not_asked_for, None, caplog)
@@ -216,15 +216,15 @@ async def test_the_unasked_check_fails_when_nobody_looks_at_what_is_left(
 async def test_the_policy_check_fails_when_every_change_is_only_warned_of(
     folder: Path, broken: Broken, caplog: pytest.LogCaptureFixture
 ) -> None:
-    diverged = vars(Actor)["_diverged"]
+    diverged = vars(Reports)["diverged"]
 
-    def never_fail(actor: Actor, what: str, error: DivergenceError, **_: object) -> None:
+    def never_fail(reports: Reports, what: str, error: DivergenceError, **_: object) -> None:
         try:
-            diverged(actor, what, error, serious=False)
+            diverged(reports, what, error, serious=False)
         except DivergenceError:
             return
 
-    broken(Actor, "_diverged", never_fail)
+    broken(Reports, "diverged", never_fail)
 
     with pytest.raises(AssertionError):
         await check_a_change_is_seen(folder, "warm", other_arguments, "fail", caplog)

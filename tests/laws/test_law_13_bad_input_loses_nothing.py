@@ -36,6 +36,7 @@ from perdure import (
 )
 from perdure.actors.compose import RaceCall
 from perdure.actors.host import Replay
+from perdure.actors.step_do import DoSteps
 from perdure.engine.access import Command
 from perdure.engine.loop import GameLoop
 from perdure.testing import open_test_runtime
@@ -367,7 +368,7 @@ async def test_the_step_check_fails_when_a_race_is_registered_before_it_is_looke
     race = WorkflowStep.race
 
     def register_first(step: WorkflowStep, name: str, parts: Any) -> Any:
-        RaceCall[Any](vars(WorkflowStep)["_run"].__get__(step), name, depth=1)
+        RaceCall[Any](vars(DoSteps)["_run"].__get__(step), name, depth=1)
         return race(step, name, parts)
 
     broken(WorkflowStep, "race", register_first)

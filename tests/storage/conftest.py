@@ -19,13 +19,14 @@ import pytest
 import trio.lowlevel
 
 from perdure.storage.disk import Disk
-from perdure.storage.files import PAGE_BYTES, InstanceFile, create_file, open_file
+from perdure.storage.files import InstanceFile, create_file, open_file
 from perdure.storage.gate import Gate
 from perdure.storage.lifecycle import Lifecycle, bear
 from perdure.storage.records import Birth
 from perdure.storage.redo import Decision, log_of, redo, segments
 from perdure.storage.relay import RelayLog
 from perdure.storage.relay_format import Entry, decode_batches
+from perdure.storage.schema import PAGE_BYTES
 from perdure.storage.syncing import Failures
 from perdure.storage.threads import Threads
 

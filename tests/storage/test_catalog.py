@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from perdure.errors import InstanceExistsError, StateUnusableError, StateVersionError
-from perdure.storage.catalog import SCHEMA_VERSION, Catalog, open_catalog
+from perdure.storage.catalog import Catalog
+from perdure.storage.catalog_file import SCHEMA_VERSION, open_catalog
 from perdure.storage.records import Birth, CatalogRow, Deadline, Key, Message, Reply, Status
 
 KEY = Key(workflow="W", id="a")
@@ -226,13 +227,13 @@ def test_a_row_is_restored_as_it_was(catalog: Catalog) -> None:
 
 
 def test_the_last_owner_of_the_folder_is_known(catalog: Catalog) -> None:
-    assert catalog.last_worker() is None
+    assert catalog.workers.last() is None
     numbers = [
-        catalog.add_worker(pid=pid, boot=BOOT, at_ms=1, doorbell="d", durability="full") for pid in (11, 12)
+        catalog.workers.add(pid=pid, boot=BOOT, at_ms=1, doorbell="d", durability="full") for pid in (11, 12)
     ]
-    catalog.stop_worker(numbers[-1], 9)
+    catalog.workers.stop(numbers[-1], 9)
 
-    last = catalog.last_worker()
+    last = catalog.workers.last()
 
     assert last is not None
     assert (12, BOOT, "full", 9) == (last.pid, last.boot, last.durability, last.stopped_at_ms)
@@ -243,16 +244,16 @@ def test_commands_are_carried_out_in_the_order_they_were_sent_and_answered(catal
         message = Message(
             seq=0, token=token, workflow="W", id="a", command="pause", body=None, actor="ada"
         )  # fmt: skip
-        catalog.post(message, at_ms=1)
+        catalog.posts.post(message, at_ms=1)
 
-    first, second = catalog.pending()
-    catalog.done(first.seq, Reply(ok=False, error="InstanceFinishedError", message="too late"), at_ms=2)
+    first, second = catalog.posts.pending()
+    catalog.posts.done(first.seq, Reply(ok=False, error="InstanceFinishedError", message="too late"), at_ms=2)
 
     assert ("t1", "t2") == (first.token, second.token)
-    assert [second] == catalog.pending()
-    assert Reply(ok=False, error="InstanceFinishedError", message="too late") == catalog.reply("t1")
-    assert catalog.reply("t2") is None
-    assert catalog.reply("t3") is None
+    assert [second] == catalog.posts.pending()
+    assert Reply(ok=False, error="InstanceFinishedError", message="too late") == catalog.posts.reply("t1")
+    assert catalog.posts.reply("t2") is None
+    assert catalog.posts.reply("t3") is None
 
 
 # -- opening -----------------------------------------------------------------------------------

@@ -9,20 +9,13 @@ from pathlib import Path
 
 import pytest
 
-import perdure.storage.files
+import perdure.storage.schema
 from perdure.errors import InstanceDamagedError, StateVersionError, StorageFullError, StorageWriteError
 from perdure.storage.disk import Disk
-from perdure.storage.files import (
-    SCHEMA_VERSION,
-    InstanceFile,
-    create_file,
-    open_file,
-    remove_file,
-    storage_error,
-    template,
-)
+from perdure.storage.files import InstanceFile, create_file, open_file, remove_file, storage_error
 from perdure.storage.gate import Gate
 from perdure.storage.lifecycle import Lifecycle
+from perdure.storage.schema import SCHEMA_VERSION, template
 
 
 @pytest.fixture
@@ -116,8 +109,8 @@ def test_a_file_that_is_missing_is_told_as_damaged(tmp_path: Path) -> None:
 
 def test_an_older_file_is_migrated_step_by_step(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps = {SCHEMA_VERSION: "CREATE TABLE one (n)", SCHEMA_VERSION + 1: "CREATE TABLE two (n)"}
-    monkeypatch.setattr(perdure.storage.files, "MIGRATIONS", steps)
-    monkeypatch.setattr(perdure.storage.files, "SCHEMA_VERSION", SCHEMA_VERSION + 2)
+    monkeypatch.setattr(perdure.storage.schema, "MIGRATIONS", steps)
+    monkeypatch.setattr(perdure.storage.schema, "SCHEMA_VERSION", SCHEMA_VERSION + 2)
 
     for _ in range(2):
         file = open_file(path, disk=Disk(), durability="process")
@@ -128,9 +121,9 @@ def test_an_older_file_is_migrated_step_by_step(path: Path, monkeypatch: pytest.
 
 def test_a_migration_that_fails_changes_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        perdure.storage.files, "MIGRATIONS", {SCHEMA_VERSION: "CREATE TABLE one (n); SELECT nonsense"}
+        perdure.storage.schema, "MIGRATIONS", {SCHEMA_VERSION: "CREATE TABLE one (n); SELECT nonsense"}
     )
-    monkeypatch.setattr(perdure.storage.files, "SCHEMA_VERSION", SCHEMA_VERSION + 1)
+    monkeypatch.setattr(perdure.storage.schema, "SCHEMA_VERSION", SCHEMA_VERSION + 1)
 
     with pytest.raises(StorageWriteError):
         open_file(path, disk=Disk(), durability="process")

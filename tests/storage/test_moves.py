@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from perdure.storage.catalog import Catalog, open_catalog
+from perdure.storage.catalog import Catalog
+from perdure.storage.catalog_file import open_catalog
 from perdure.storage.moves import Newborn
 from perdure.storage.records import Birth, Deadline, Key
 

@@ -15,9 +15,9 @@ import pytest
 from perdure.errors import StateUnusableError
 from perdure.storage import redo as shipped
 from perdure.storage.disk import Disk
-from perdure.storage.files import PAGE_BYTES
 from perdure.storage.redo import DECIDED, forget, log_of, segments, settle
 from perdure.storage.relay_format import HEADER, MAGIC
+from perdure.storage.schema import PAGE_BYTES
 
 Yard: TypeAlias = Any  # a fixture's: test folders are no packages
 

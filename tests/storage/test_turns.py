@@ -7,7 +7,8 @@ import sys
 import threading
 from pathlib import Path
 
-from perdure.storage.catalog import Catalog, open_catalog
+from perdure.storage.catalog import Catalog
+from perdure.storage.catalog_file import open_catalog
 from perdure.storage.turns import Turn
 from perdure.storage.writer import write_now
 

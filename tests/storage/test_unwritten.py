@@ -11,7 +11,8 @@ import pytest
 
 from perdure.errors import StorageFullError
 from perdure.storage.disk import Disk
-from perdure.storage.files import InstanceFile, template
+from perdure.storage.files import InstanceFile
+from perdure.storage.schema import template
 from perdure.storage.unwritten import SPARE_MAX, MemoryFiles
 
 BORN = """

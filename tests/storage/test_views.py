@@ -13,19 +13,20 @@ from hypothesis import strategies as st
 
 from perdure.limits import VALUE_BYTES_INLINE_MAX
 from perdure.storage.disk import Disk
-from perdure.storage.files import InstanceFile, create_file, minified, open_file, template
+from perdure.storage.files import InstanceFile, create_file, open_file
 from perdure.storage.gate import Gate
 from perdure.storage.journal import Journal
 from perdure.storage.lifecycle import Lifecycle, bear
 from perdure.storage.mail import Mail
 from perdure.storage.records import Birth, Deadline
+from perdure.storage.schema import minified, template
 
 TEMPLATE_BYTES_MAX = 23 * 1024
 LAST_MS = 253_402_300_799_999
 """The last millisecond of the year 9999."""
 COLUMNS = {
     "instance": "id workflow version status reason params output output_bytes error created_at started_at"
-    " ended_at wake_at replays parent tags",
+    " ended_at wake_at replays parent tags generation rollback",
     "steps": "seq name count kind status attempts input output output_bytes sensitive error started_at"
     " ended_at duration_ms wake_at config detail",
     "attempts": "step_seq attempt started_at ended_at outcome error heartbeat cpu_ms",

@@ -10,7 +10,8 @@ import trio
 import trio.testing
 
 from perdure.errors import InstanceExistsError, StateError
-from perdure.storage.catalog import Catalog, open_catalog
+from perdure.storage.catalog import Catalog
+from perdure.storage.catalog_file import open_catalog
 from perdure.storage.records import Birth, Key
 from perdure.storage.writer import CatalogWriter, write_now
 

@@ -1,0 +1,227 @@
+"""`step.do` and `step.map`, with what type checkers are told of them.
+
+A part of `WorkflowStep` that stands by itself because of its overloads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+from types import FunctionType
+from typing import Any, TypeVar, TypeVarTuple, Unpack, overload
+
+from perdure.actors.calls import StepCall
+from perdure.actors.compose import GroupCall
+from perdure.actors.context import StepContext
+from perdure.actors.do import DoCall, declared, known_of
+from perdure.actors.durations import Duration
+from perdure.actors.retry import DEFAULT_CONFIG, Retries, Sensitive, resolve_config
+from perdure.actors.run import Run
+from perdure.actors.signatures import (
+    Declaration,
+    MapOptions,
+    StepOptions,
+)
+from perdure.errors import InvalidArgumentError
+
+T = TypeVar("T")
+R = TypeVar("R")
+K = TypeVar("K", bound=str)
+I = TypeVar("I")  # noqa: E741 - the type of an item of step.map
+Ts = TypeVarTuple("Ts")
+
+
+class DoSteps:
+    """The step methods that run functions. `WorkflowStep` is one."""
+
+    __slots__ = ("_run",)
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    # -- do --------------------------------------------------------------------------------
+
+    @overload
+    def do(
+        self,
+        name: str,
+        fn: Callable[..., Any],
+        /,
+        *args: Any,
+        returns: type[R],
+        **options: Unpack[StepOptions],
+    ) -> StepCall[R]: ...
+    @overload
+    def do(
+        self, name: str, fn: Callable[[*Ts], Awaitable[T]], /, *args: *Ts, **options: Unpack[StepOptions]
+    ) -> StepCall[T]: ...
+    @overload
+    def do(
+        self,
+        name: str,
+        fn: Callable[[*Ts, StepContext], Awaitable[T]],
+        /,
+        *args: *Ts,
+        **options: Unpack[StepOptions],
+    ) -> StepCall[T]: ...
+    @overload
+    def do(
+        self,
+        name: str,
+        fn: Callable[[StepContext, *Ts], Awaitable[T]],
+        /,
+        *args: *Ts,
+        **options: Unpack[StepOptions],
+    ) -> StepCall[T]: ...
+    @overload
+    def do(
+        self, name: str, fn: Callable[[*Ts], T], /, *args: *Ts, **options: Unpack[StepOptions]
+    ) -> StepCall[T]: ...
+    @overload
+    def do(
+        self, name: str, fn: Callable[[*Ts, StepContext], T], /, *args: *Ts, **options: Unpack[StepOptions]
+    ) -> StepCall[T]: ...
+    @overload
+    def do(
+        self, name: str, fn: Callable[[StepContext, *Ts], T], /, *args: *Ts, **options: Unpack[StepOptions]
+    ) -> StepCall[T]: ...
+    @overload
+    def do(
+        self,
+        name: str,
+        fn: Callable[..., Any],
+        /,
+        *args: Any,
+        returns: object,
+        **options: Unpack[StepOptions],
+    ) -> StepCall[Any]: ...
+    @overload
+    def do(
+        self, name: str | None = None, /, *, returns: object = None, **options: Unpack[StepOptions]
+    ) -> Declaration: ...
+
+    def do(  # type: ignore[misc]  # mypy takes *Ts for more than *args: Any
+        self,
+        name: str | None = None,
+        fn: Any = None,
+        /,
+        *args: Any,
+        retries: Retries | int | None = None,
+        timeout: Duration | None = None,
+        returns: object = None,
+        key: object = None,
+        sensitive: Sensitive | None = None,
+    ) -> Any:
+        """Run `fn(*args)` as the step `name`, once: its result is recorded and answers every replay.
+
+        `fn` is a trio coroutine function, a plain function (it runs in a thread), or one made by
+        `asyncio_step` or `process_step`; keyword arguments go through `functools.partial`. A
+        parameter annotated `StepContext` gets the attempt. `retries` counts retries (attempts =
+        limit + 1; 5 by default, 10 seconds apart at first, doubling); `timeout` is of one attempt
+        (10 minutes by default). `returns` replaces the function's return annotation, which decides
+        what stored bytes are decoded to. `key` is part of the step's identity: `charge[order-1]`.
+        A function that crashes between its effect and the commit runs again: use
+        `StepContext.idempotency_key` towards the outside.
+
+        Without `fn` it is a decorator that declares a step; calling the result runs it.
+
+        Raises `InvalidArgumentError`, `AmbiguousStepError` and `DivergenceError` at the call; the
+        await raises what the last attempt raised, `StepTimeoutError`, or `StepLostError`.
+
+        >>> await step.do("fetch levels", fetch_levels, "Brest", retries=3, timeout="1 minute")
+        [0.4, 3.1]
+        """
+        config = DEFAULT_CONFIG
+        if retries is not None or timeout is not None or sensitive is not None:
+            config = resolve_config(retries, timeout, None, sensitive)
+        run = self._run
+        if fn is None:
+            return declared(run, name, config, returns=returns, key=key)
+        if name is None:
+            raise InvalidArgumentError("a step needs a name: step.do(name, fn, *args)")
+        known = run.callees.get(fn) if returns is None and type(fn) is FunctionType else None
+        call: DoCall[Any] = DoCall(run, name, fn, args, known or known_of(run, fn, returns), config, key, 2)
+        return call
+
+    @overload
+    def map(
+        self,
+        name: str,
+        fn: Callable[..., Any],
+        items: Iterable[I],
+        *,
+        returns: type[R],
+        **options: Unpack[MapOptions],
+    ) -> GroupCall[list[R]]: ...
+    @overload
+    def map(
+        self, name: str, fn: Callable[[I], Awaitable[T]], items: Iterable[I], **options: Unpack[MapOptions]
+    ) -> GroupCall[list[T]]: ...
+    @overload
+    def map(
+        self,
+        name: str,
+        fn: Callable[[I, StepContext], Awaitable[T]],
+        items: Iterable[I],
+        **options: Unpack[MapOptions],
+    ) -> GroupCall[list[T]]: ...
+    @overload
+    def map(
+        self,
+        name: str,
+        fn: Callable[[StepContext, I], Awaitable[T]],
+        items: Iterable[I],
+        **options: Unpack[MapOptions],
+    ) -> GroupCall[list[T]]: ...
+    @overload
+    def map(
+        self, name: str, fn: Callable[[I], T], items: Iterable[I], **options: Unpack[MapOptions]
+    ) -> GroupCall[list[T]]: ...
+    @overload
+    def map(
+        self, name: str, fn: Callable[[I, StepContext], T], items: Iterable[I], **options: Unpack[MapOptions]
+    ) -> GroupCall[list[T]]: ...
+    @overload
+    def map(
+        self, name: str, fn: Callable[[StepContext, I], T], items: Iterable[I], **options: Unpack[MapOptions]
+    ) -> GroupCall[list[T]]: ...
+    @overload
+    def map(
+        self,
+        name: str,
+        fn: Callable[..., Any],
+        items: Iterable[I],
+        *,
+        returns: object,
+        **options: Unpack[MapOptions],
+    ) -> GroupCall[list[Any]]: ...
+
+    def map(
+        self,
+        name: str,
+        fn: Callable[..., Any],
+        items: Iterable[Any],
+        *,
+        limit: int | None = None,
+        retries: Retries | int | None = None,
+        timeout: Duration | None = None,
+        returns: object = None,
+        sensitive: Sensitive | None = None,
+    ) -> GroupCall[list[Any]]:
+        """Run `fn(item)` for each item as the steps `name[0]`, `name[1]` …, at most `limit` at a time.
+
+        Returns the results in the order of the items. All parts run to their end; then one
+        failure is raised as it is, several as an `ExceptionGroup`.
+
+        >>> await step.map("fetch levels", fetch_levels, ["Brest", "Cork"], limit=8)
+        [[0.4, 3.1], [0.4, 3.1]]
+        """
+        if limit is not None and limit < 1:
+            raise InvalidArgumentError(f"limit={limit!r}: it must be 1 or more, or None for all at once")
+        config = resolve_config(retries, timeout, None, sensitive)
+        run = self._run
+        known = known_of(run, fn, returns)
+        with run.declaring():
+            parts: list[StepCall[Any]] = [
+                DoCall(run, name, fn, (item,), known, config, index, 3) for index, item in enumerate(items)
+            ]
+        return GroupCall(run, name, parts, list, limit=limit, depth=2)
