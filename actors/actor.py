@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import trio
 
+from perdure.actors.calling import Calls
 from perdure.actors.host import Host, deadline_in, remaining_ms
 from perdure.actors.mailbox import Mailbox
 from perdure.actors.outcome import (
@@ -35,11 +36,13 @@ from perdure.actors.outcome import (
 from perdure.actors.reports import QuietLog, Reports
 from perdure.actors.run import Run
 from perdure.actors.step import WorkflowStep
+from perdure.actors.storage_api import ActorStorage
 from perdure.actors.workflow import ActorContext, Definition, WorkflowEvent
 from perdure.errors import (
     InstanceFinishedError,
     InvalidArgumentError,
     PerdureError,
+    RuntimeClosedError,
     RunTimeoutError,
     StateError,
 )
@@ -48,6 +51,7 @@ from perdure.storage.files import InstanceFile
 from perdure.storage.journal import Journal
 from perdure.storage.lifecycle import Lifecycle
 from perdure.storage.mail import Mail
+from perdure.storage.names import check_event_type
 from perdure.storage.records import FINISHED, Deadline, Key, Status, Stored
 
 
@@ -77,6 +81,7 @@ class Actor:
         self._env = env
         self._on_quiet = on_quiet
         self._run: Run | None = None
+        self.calls = Calls(self.key, file, host, definition)
         self._log = QuietLog(
             logging.getLogger(f"perdure.workflow.{self.key.workflow}"), self.key, self.journal
         )
@@ -195,6 +200,17 @@ class Actor:
         self.replays += 1
         self.lifecycle.run_again()
 
+    @property
+    def starts_later(self) -> str | None:
+        """Why its run will not be called now, though nothing is paused or ended."""
+        if self._definition is None:
+            return "this process has no class for it"
+        return (
+            "it has not started yet"
+            if self.lifecycle.state.started_at_ms is None and self._is_early()
+            else None
+        )
+
     def _is_early(self) -> bool:
         return self.start_at_ms is not None and self._host.clock.wall_ms() < self.start_at_ms
 
@@ -224,6 +240,7 @@ class Actor:
         finally:
             run.end()
             self._run = None
+            self.calls.run_ends()
             if expiry is not None:
                 expiry.cancel()
         if run.stopping is not None:
@@ -261,9 +278,15 @@ class Actor:
             workflow_name=self.key.workflow,
         )
         context = ActorContext(
-            workflow=self.key.workflow, instance_id=self.key.id, runtime=self._host.runtime
+            workflow=self.key.workflow,
+            instance_id=self.key.id,
+            runtime=self._host.runtime,
+            storage=lambda: ActorStorage(self.file, self._host.gate),
+            receive=self._send_to_itself,
         )
         workflow = definition.cls(context, self._env)
+        if definition.methods:
+            self.calls.run_begins(run, workflow)
         return await workflow.run(event, WorkflowStep(run))
 
     def _quiet(self) -> None:
@@ -357,14 +380,27 @@ class Actor:
             reason = f"overdue: step {names} is past its timeout and cannot be stopped" if names else None
             self.lifecycle.set_status("running", reason=reason)
 
+    def _send_to_itself(self, type_: str, payload: Any) -> None:
+        check_event_type(type_)
+        stored, _ = self._host.codec.coder(Any).record(payload)
+        self.receive(type_, stored, token=None)
+
     def shut_down(self) -> None:
         """Stop the run because the runtime is ending; attempts are recorded as interrupted."""
+        self.calls.stop(
+            RuntimeClosedError(f"the runtime ended under a call of {self.key}: nobody knows how far it got")
+        )
         if self._run is not None:
             self._run.stop("shutdown")
         self._ending = self._ending or "shutdown"
 
     def break_off(self) -> None:
         """Stop the run because the file has failed; nothing more is recorded."""
+        self.calls.stop(
+            self.file.failure
+            if isinstance(self.file.failure, PerdureError)
+            else StateError("the instance was reset")
+        )
         if self._run is not None:
             self._run.stop("broken")
 

@@ -75,6 +75,7 @@ class Run:
 
     `running` counts attempts under way; `open_calls` holds calls made and not finished, in order.
     `callees` remembers what the step functions of this run are like; `held`: no attempt may start now.
+    `on_first_wait`, where somebody has set it, is called when an attempt begins or a call parks.
     `overdue` names the attempts that are past their timeout and cannot be stopped. `on_quiet` is called
     when the last attempt has ended or a call has parked, `on_overdue` when `overdue` has changed.
     """
@@ -114,6 +115,7 @@ class Run:
         self.stopping: Stop | None = None
         self.pausing = False
         self.over = False
+        self.on_first_wait: Callable[[], None] | None = None
         self._scope = trio.CancelScope(deadline=FAR_S)
         self._task = trio.lowlevel.current_task()
         self._leaves: dict[Leaf, None] = {}
@@ -245,6 +247,8 @@ class Run:
         self.running += 1
         if self._leaves:
             self._note_idle()
+        if self.on_first_wait is not None:
+            self.on_first_wait()
 
     def attempt_ends(self) -> None:
         """Count an attempt as ended."""
@@ -297,6 +301,8 @@ class Run:
         self._leaves[leaf] = None
         self._note_idle()
         try:
+            if self.on_first_wait is not None:
+                self.on_first_wait()
             if self.running == 0:
                 self._on_quiet()
             with leaf.scope or contextlib.nullcontext():
@@ -341,6 +347,11 @@ class Run:
             if task not in parked:
                 return f"a task waits outside any step at {_line(task)}"
         return None
+
+    @property
+    def waits_or_works(self) -> bool:
+        """Whether a call is parked or an attempt under way: what comes before them is done."""
+        return self.running > 0 or bool(self._leaves)
 
     @property
     def parked_calls(self) -> int:

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeGuard, ge
 
 import msgspec
 
+from perdure.actors.methods import methods_of
+from perdure.actors.storage_api import ActorStorage
 from perdure.errors import InvalidArgumentError
 from perdure.storage.names import check_workflow_name
 
@@ -59,13 +61,35 @@ class WorkflowEvent(msgspec.Struct, Generic[P], frozen=True, kw_only=True):
 
 
 class ActorContext:
-    """What `self.ctx` gives to a workflow: who it is, and the runtime it lives in."""
+    """What `self.ctx` gives to a workflow: who it is, its own tables, and the runtime it lives in."""
 
-    def __init__(self, *, workflow: str, instance_id: str, runtime: Any) -> None:
+    def __init__(
+        self,
+        *,
+        workflow: str,
+        instance_id: str,
+        runtime: Any,
+        storage: Callable[[], ActorStorage],
+        receive: Callable[[str, Any], None],
+    ) -> None:
         self.workflow = workflow
         self.instance_id = instance_id
         self.runtime = runtime
         """The `Runtime`, to reach and create other instances inside steps."""
+        self._storage = storage
+        self._receive = receive
+
+    @functools.cached_property
+    def storage(self) -> ActorStorage:
+        """The instance's own tables, for its methods; `run()` writes to them by `step.transaction`."""
+        return self._storage()
+
+    def send_event(self, type_: str, payload: Any = None) -> None:
+        """Send the instance an event from one of its own methods, in the same commit as what that writes.
+
+        >>> self.ctx.send_event("approved", {"by": "Ada"})
+        """
+        self._receive(type_, payload)
 
 
 class WorkflowEntrypoint(Generic[Env]):
@@ -106,6 +130,8 @@ class Definition(msgspec.Struct, frozen=True, kw_only=True):
     has_params: bool
     on_divergence: OnDivergence | None
     step_library: StepLibrary
+    methods: dict[str, Any]
+    """Of `Method`: what can be called from outside, by name."""
 
 
 def is_workflow(value: object) -> TypeGuard[type[WorkflowEntrypoint[Any]]]:
@@ -147,6 +173,7 @@ def define(cls: Any) -> Definition:
         has_params=has_params,
         on_divergence=cls.on_divergence,
         step_library=cls.step_library,
+        methods=methods_of(cls, WorkflowEntrypoint),
     )
 
 

@@ -19,6 +19,7 @@ import msgspec
 import trio
 
 from perdure.actors.actor import Actor
+from perdure.actors.methods import MethodCall, MethodReply
 from perdure.actors.outcome import Completed, Dead, Failed, Outcome, Terminated
 from perdure.engine.app import App
 from perdure.engine.folder import StateFolder
@@ -131,6 +132,10 @@ class Access(Protocol):
 
     async def command(self, key: Key, command: Command) -> None:
         """Carry out a command. Raises `InstanceNotFoundError`, `InstanceFinishedError`, `StateError`."""
+        ...
+
+    async def call(self, key: Key, call: MethodCall) -> MethodReply:
+        """Carry out a call of a method; at most once. Raises what `command` raises."""
         ...
 
     def reading(self, key: Key) -> AbstractAsyncContextManager[tuple[Path, bool]]:

@@ -22,6 +22,7 @@ from typing import Final
 import msgspec
 import trio
 
+from perdure.actors.methods import MethodCall, MethodReply
 from perdure.actors.outcome import Outcome
 from perdure.engine.access import Command, ElsewhereError, queue, refuse_finished, required, stored_outcome
 from perdure.engine.app import App
@@ -46,7 +47,7 @@ from perdure.engine.statistics import RuntimeStatistics, united
 from perdure.engine.status import InstanceStatus, status_at_rest
 from perdure.engine.supervisor import Supervisor, Worker
 from perdure.engine.timers import WaitingClock
-from perdure.errors import PerdureError, RuntimeClosedError
+from perdure.errors import PerdureError, RuntimeClosedError, StateError
 from perdure.storage.catalog import Catalog
 from perdure.storage.codec import Codec
 from perdure.storage.peek import bring_to_rest, peek_token
@@ -156,6 +157,8 @@ class Front:
             match request.ask:
                 case "command" if request.command is not None:
                     await self.command(key, request.command)
+                case "call" if request.call is not None:
+                    return Answer(number, reply=await self.call(key, request.call))
                 case "status":
                     return Answer(number, status=await self.status(key))
                 case "outcome":
@@ -326,6 +329,28 @@ class Front:
                 self.forget(key)
             if await self._ask(worker, "command", key, command) is not None:
                 return
+
+    async def call(self, key: Key, call: MethodCall) -> MethodReply:
+        """Have a call carried out by the owner, or by a worker that then is; at most once."""
+        while True:
+            self._refuse_closing()
+            row = self.require(key)
+            if row.status in FINISHED and not row.open:
+                raise refuse_finished(row)
+            worker = self.supervisor.owner(row.owner) if row.open else self.supervisor.any()
+            if worker is None:
+                await self.supervisor.changed(AGAIN_S)
+                continue
+            try:
+                answer = await worker.line.ask(Request("call", key.workflow, key.id, call=call))
+            except ElsewhereError:
+                await trio.lowlevel.checkpoint()
+            except LineClosedError as error:
+                raise StateError(
+                    f"the worker died during {call.method}() of {key}: nobody knows how far it got"
+                ) from error
+            else:
+                return answer.reply or MethodReply()
 
     async def _refuse_finished(self, row: CatalogRow, command: Command) -> None:
         """Raise `InstanceFinishedError`, unless this very command was carried out and its reply was lost."""

@@ -7,12 +7,13 @@ any number of its stretches in memory.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator
-from typing import Any, Final, Generic, TypeVar, overload
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Any, Concatenate, Final, Generic, ParamSpec, TypeVar, overload
 
 import msgspec
 
 from perdure.actors.durations import Duration, seconds
+from perdure.actors.methods import method_of, result_of, untyped_call
 from perdure.actors.outcome import Completed, Dead, Failed, Outcome, Terminated
 from perdure.actors.workflow import Definition
 from perdure.engine.access import Access, Command
@@ -32,6 +33,7 @@ from perdure.storage.rows import Row
 
 T = TypeVar("T")
 R = TypeVar("R", covariant=True)
+P = ParamSpec("P")
 HISTORY: Final = 'SELECT "commit", at, what, step, actor, detail FROM history WHERE "commit" > ?'
 
 
@@ -168,6 +170,41 @@ class Instance(Generic[R]):
                 return
             if not ended:
                 await change.wait()
+
+    # -- calling ---------------------------------------------------------------------------
+
+    @overload
+    async def call(
+        self, method: Callable[Concatenate[Any, P], Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> T: ...
+    @overload
+    async def call(self, method: str, /, *args: Any, **kwargs: Any) -> Any: ...
+
+    async def call(
+        self, method: str | Callable[Concatenate[Any, P], Awaitable[Any]], /, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Call a public async method of the workflow on the running instance and return its result.
+
+        The method sees `self` as `run()` has left it; it may read that, raise to refuse, and write to
+        the instance's own tables (`self.ctx.storage`) or send it an event (`self.ctx.send_event`), which
+        stay. Attributes that it sets are gone after a replay. Arguments and result cross by the codec; the
+        reply comes once what was written is durable. A call is carried out at most once.
+
+        Raises what the method raises, `InvalidArgumentError` for arguments that do not fit,
+        `InstanceFinishedError`, and `StateError` where the instance is paused or its runtime ended.
+
+        >>> await instance.call(Order.set_address, "12 Quay Street")
+        'shipping to 12 Quay Street'
+        """
+        name = method if isinstance(method, str) else method.__name__
+        codec = self._access.codec
+        if self._definition is None:
+            returns: Any = Any
+            call = untyped_call(name, args, kwargs, codec)
+        else:
+            known = method_of(self._definition.methods, self.key.workflow, name)
+            returns, call = known.returns, known.call(args, kwargs, codec)
+        return result_of(await self._access.call(self.key, call), returns, codec)
 
     # -- commanding ------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ import trio
 
 from perdure.actors.actor import Actor
 from perdure.actors.host import Host, deadline_in, remaining_ms
+from perdure.actors.methods import MethodCall, MethodReply
 from perdure.actors.outcome import (
     Broken,
     Completed,
@@ -34,7 +35,15 @@ from perdure.actors.outcome import (
 )
 from perdure.actors.workflow import Definition
 from perdure.engine.folder import StateFolder
-from perdure.errors import InstanceDamagedError, PerdureError, StateError, StateVersionError
+from perdure.errors import (
+    InstanceDamagedError,
+    InstanceDeadError,
+    InstanceFinishedError,
+    PerdureError,
+    RuntimeClosedError,
+    StateError,
+    StateVersionError,
+)
 from perdure.storage.catalog import Catalog
 from perdure.storage.disk import Disk
 from perdure.storage.files import InstanceFile, create_file, open_file, remove_file, storage_error
@@ -262,8 +271,33 @@ class Life:
             while self._users:
                 self._unused = trio.Event()
                 await self._unused.wait()
-            if isinstance(outcome, Broken) or not self._touched:
+            await actor.calls.none_under_way()
+            if actor.calls.waiting and (not isinstance(outcome, Parked) or actor.starts_later):
+                actor.calls.refuse(self._unreachable(outcome))
+            if isinstance(outcome, Broken) or not (self._touched or actor.calls.waiting):
                 return outcome
+
+    def _unreachable(self, outcome: Outcome) -> PerdureError:
+        """Return why no call can reach an instance that has come to this."""
+        names = {"workflow": self.key.workflow, "instance_id": self.key.id}
+        match outcome:
+            case Broken(error=error):
+                return error if isinstance(error, PerdureError) else StateError(str(error))
+            case Paused():
+                return StateError(f"{self.key} is paused, so nothing of it can be called: resume it first")
+            case Dead(reason=reason):
+                return InstanceDeadError(
+                    f"{self.key} is parked as dead: {reason}; resume() tries it again", **names
+                )
+            case Parked():
+                why = self.actor and self.actor.starts_later
+                return StateError(f"{self.key} cannot be called now: {why}")
+            case Interrupted():
+                return RuntimeClosedError("the runtime is ending and takes no more calls")
+            case _:
+                return InstanceFinishedError(
+                    f"{self.key} has finished: no call can reach it any more", **names
+                )
 
     async def _rest(self, outcome: Outcome) -> None:
         """Make the outcome durable, tell it, close the file, write it into the catalog."""
@@ -421,6 +455,21 @@ class Life:
             self._users -= 1
             if self._users == 0:
                 self._unused.set()
+
+    async def call(self, call: MethodCall) -> MethodReply:
+        """Carry a call out and return its reply, once what it wrote may be seen outside.
+
+        Raises why it cannot be carried out. Only while not `ending`.
+        """
+        async with self.use() as actor:
+            actor.moves_later = None  # it is to run, though there is hardly room for it
+            pending = actor.calls.post(call)
+        try:
+            await actor.calls.turn(pending)
+        except trio.Cancelled:
+            actor.calls.withdraw(pending)
+            raise
+        return await actor.calls.perform(pending)
 
     async def synced(self) -> None:
         """Return when all that the instance has written so far is where others may see it (law 2)."""

@@ -11,6 +11,7 @@ import msgspec
 import trio
 
 from perdure.actors.actor import Actor
+from perdure.actors.methods import MethodCall, MethodReply
 from perdure.actors.outcome import Completed, Dead, Failed, Outcome, Terminated
 from perdure.engine.access import Command, ElsewhereError, queue, refuse_finished, stored_outcome
 from perdure.engine.app import App
@@ -18,6 +19,7 @@ from perdure.engine.folder import StateFolder
 from perdure.engine.loop import GameLoop
 from perdure.engine.status import InstanceStatus, status_at_rest, status_of
 from perdure.engine.timers import WaitingClock
+from perdure.errors import PerdureError, RuntimeClosedError
 from perdure.storage.catalog import Catalog
 from perdure.storage.codec import Codec
 from perdure.storage.peek import bring_to_rest, peek_token
@@ -174,6 +176,34 @@ class LocalAccess:
         await self.loop.command(key, command.give)
         if command.name == "terminate":
             await self.loop.closed(key)
+
+    async def call(self, key: Key, call: MethodCall) -> MethodReply:
+        """Carry out a call of a method. It goes on where its caller is cancelled."""
+        await self.loop.at_rest(key)
+        row = self.loop.require(key)
+        if row.status in FINISHED and key not in self.loop.lives:
+            raise refuse_finished(row)
+        ended = trio.Event()
+        replies: list[MethodReply | PerdureError] = []
+
+        async def serve() -> None:
+            try:
+                life = await self.loop.reach(key)
+                replies.append(await life.call(call))
+            except PerdureError as error:
+                replies.append(error)
+            finally:
+                ended.set()
+
+        if self.closing:
+            raise RuntimeClosedError("the runtime is ending and takes no more calls")
+        self.loop.spawn(serve)
+        await ended.wait()
+        if not replies:
+            raise RuntimeClosedError(f"the runtime ended under a call of {key}: nobody knows how far it got")
+        if isinstance(replies[0], PerdureError):
+            raise replies[0]
+        return replies[0]
 
     @contextlib.asynccontextmanager
     async def reading(self, key: Key) -> AsyncGenerator[tuple[Path, bool]]:

@@ -435,16 +435,17 @@ class GameLoop:
 
         Raises `InstanceNotFoundError`, what `act` raises, and what opening the file raises.
         """
-        while True:
-            life = await self.wake(key)
-            if life.ending:
-                if life.stuck is not None:
-                    raise life.stuck
-                await life.closed.wait()
-                continue
-            async with life.use() as actor:
-                act(actor)
-            return
+        life = await self.reach(key)
+        async with life.use() as actor:
+            act(actor)
+
+    async def reach(self, key: Key) -> Life:
+        """Return the life of an instance, as `wake` does, once it is not about to end."""
+        while (life := await self.wake(key)).ending:
+            if life.stuck is not None:
+                raise life.stuck
+            await life.closed.wait()
+        return life
 
     async def at_rest(self, key: Key) -> None:
         """Return when the catalog knows how the instance's last life ended, where that is ending now.

@@ -10,6 +10,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from perdure import errors
+from perdure.actors.methods import MethodCall, MethodReply
 from perdure.actors.outcome import Completed, Dead, Failed, Outcome, Terminated
 from perdure.engine.access import Command, ElsewhereError
 from perdure.engine.status import InstanceStatus
@@ -20,7 +21,7 @@ OUTCOME_CHARS_MAX: Final = 64 * 1024
 """A larger result is read from the instance's file by whoever wants it."""
 
 How = Literal["complete", "errored", "terminated", "dead"]
-Ask = Literal["command", "status", "outcome", "sync", "sync-all", "statistics"]
+Ask = Literal["command", "status", "outcome", "sync", "sync-all", "statistics", "call"]
 
 
 class Begin(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -94,6 +95,7 @@ class Request(msgspec.Struct, frozen=True, tag=True, array_like=True):
     id: str
     command: Command | None = None
     number: int = 0
+    call: MethodCall | None = None
 
 
 class Answer(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -106,6 +108,7 @@ class Answer(msgspec.Struct, frozen=True, tag=True, array_like=True):
     error: str | None = None
     text: str = ""
     facts: dict[str, Any] = msgspec.field(default_factory=dict[str, Any])
+    reply: MethodReply | None = None
 
 
 ToWorker = Begin | Look | Follow | Leave

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import trio
 
+from perdure.actors.methods import MethodCall, MethodReply
 from perdure.actors.outcome import Outcome
 from perdure.engine.access import Command, ElsewhereError, stored_outcome
 from perdure.engine.line import Line
@@ -73,6 +74,15 @@ class WorkerAccess(LocalAccess):
             await super().command(key, command)
         except ElsewhereError:
             await self._ask("command", key, command)
+
+    async def call(self, key: Key, call: MethodCall) -> MethodReply:
+        """Carry out a call here, or have the worker that owns the instance do so."""
+        try:
+            return await super().call(key, call)
+        except ElsewhereError:
+            answer = await self._line.ask(Request("call", key.workflow, key.id, call=call))
+            reply: MethodReply = answer.reply or MethodReply()
+            return reply
 
     @contextlib.asynccontextmanager
     async def reading(self, key: Key) -> AsyncGenerator[tuple[Path, bool]]:

@@ -175,6 +175,8 @@ class Desk:
         match request.ask:
             case "command" if request.command is not None:
                 await local.command(key, request.command)
+            case "call" if request.call is not None:
+                return Answer(number, reply=await local.call(key, request.call))
             case "status":
                 await local.owned(key)
                 return Answer(number, status=await local.status(key))
