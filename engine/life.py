@@ -272,7 +272,8 @@ class Life:
                 self._unused = trio.Event()
                 await self._unused.wait()
             await actor.calls.none_under_way()
-            if actor.calls.waiting and (not isinstance(outcome, Parked) or actor.starts_later):
+            stays = not self._touched and (not isinstance(outcome, Parked) or actor.starts_later is not None)
+            if stays and actor.calls.waiting:
                 actor.calls.refuse(self._unreachable(outcome))
             if isinstance(outcome, Broken) or not (self._touched or actor.calls.waiting):
                 return outcome

@@ -13,6 +13,7 @@ from perdure import (
     Instance,
     InstanceFinishedError,
     InvalidArgumentError,
+    RuntimeClosedError,
     StateError,
     StepEvent,
     WorkflowCodeError,
