@@ -44,7 +44,7 @@ from perdure.storage.codec import Coder
 from perdure.storage.codec_describe import digest_of
 from perdure.storage.failure import describe_failure
 from perdure.storage.journal import Step
-from perdure.storage.records import AttemptOutcome, Stored
+from perdure.storage.records import AttemptOutcome, LongText, Stored
 
 T = TypeVar("T")
 
@@ -222,7 +222,7 @@ class DoCall(StepCall[T]):
             else:
                 assert self.coder is not None
                 try:
-                    stored, again = self.coder.record(value)
+                    stored, again = self.coder.record_result(value)
                 except InvalidArgumentError as error:
                     again = await self._failed(step, self._withheld(error))
                 else:
@@ -241,7 +241,7 @@ class DoCall(StepCall[T]):
 
     # -- after an attempt ------------------------------------------------------------------
 
-    def _succeeded(self, step: Step, stored: Stored) -> None:
+    def _succeeded(self, step: Step, stored: Stored | LongText) -> None:
         self.run.journal.complete(step, stored, at_ms=self.run.host.clock.wall_ms())
         if self.args and not UNCHANGEABLE.issuperset(map(type, self.args)):
             self._report_mutated_arguments()

@@ -20,13 +20,13 @@ from __future__ import annotations
 
 import marshal
 from collections.abc import Callable, Sequence
-from typing import Any, Final, NoReturn, get_origin
+from typing import Any, Final, NoReturn, cast, get_origin
 
 import msgspec
 from msgspec import inspect as minspect
 
 from perdure.errors import DecodingError, EncodingError, InvalidParamsError
-from perdure.limits import VALUE_BYTES_MAX
+from perdure.limits import VALUE_BYTES_INLINE_MAX, VALUE_BYTES_MAX
 from perdure.storage.codec_annotations import (
     BLOB_TYPES,
     AnnotationShape,
@@ -40,7 +40,7 @@ from perdure.storage.codec_compare import Comparer, Difference, class_name
 from perdure.storage.codec_describe import Describer
 from perdure.storage.codec_hooks import BUILT_IN_HOOKS, TypeHook, path_hook, pydantic_hook
 from perdure.storage.codec_paths import locate_invalid, locate_unencodable
-from perdure.storage.records import Stored
+from perdure.storage.records import LongText, Stored
 
 __all__ = ["Codec", "Coder", "Stored", "TypeHook", "path_hook", "pydantic_hook", "return_annotation"]
 
@@ -67,13 +67,14 @@ class Coder:
     ('{"1":"spring"}', {1: 'spring'})
     """
 
-    __slots__ = ("_codec", "_decode", "_encode", "_plain", "_shape", "annotation")
+    __slots__ = ("_codec", "_decode", "_encode", "_plain", "_shape", "_takes_any_text", "annotation")
 
     def __init__(self, codec: Codec, annotation: Any, shape: AnnotationShape, *, plain: bool) -> None:
         self.annotation: Any = annotation
         self._codec = codec
         self._shape = shape
         self._plain = plain
+        self._takes_any_text = shape.json is Any or shape.json is str
         self._encode: Callable[[Any], bytes] = codec.encoder.encode
         self._decode: Callable[[bytes | str], Any] = codec.decoder(shape.json)
 
@@ -86,6 +87,11 @@ class Coder:
         Raises EncodingError, with the path, when the value cannot be encoded or would come back
         different.
         """
+        stored, decoded = self.record_result(value)
+        return stored.raw.decode() if isinstance(stored, LongText) else stored, decoded
+
+    def record_result(self, value: object) -> tuple[Stored | LongText, Any]:
+        """Do what `record` does, and leave a long text in the bytes that a file takes."""
         if type(value) in BLOB_TYPES:
             return self._record_blob(value)
         try:
@@ -93,15 +99,19 @@ class Coder:
         except Exception as error:
             found = locate_unencodable(value, error, self._encode, self._codec.hook_for)
             raise self._refusal(found) from error
+        if len(raw) > VALUE_BYTES_INLINE_MAX:
+            return self._record_long(value, raw)
+        return raw.decode(), self._checked(value, raw)
+
+    def _checked(self, value: object, raw: bytes) -> Any:
+        """Return what `raw` decodes to; refuse what would come back different."""
         try:
             decoded = self._decode(raw)
         except Exception as error:
             raise self._refusal(locate_invalid(error, raw, self._decode)) from error
         if not (self._plain and _same_built_ins(value, decoded)):
             self._compare(value, decoded)
-        if len(raw) > VALUE_BYTES_MAX:
-            raise self._refusal(Difference(reason=f"{len(raw)} bytes are more than {VALUE_BYTES_MAX}"))
-        return raw.decode(), decoded
+        return decoded
 
     def decode(self, stored: Stored) -> Any:
         """Return the value that was stored.
@@ -154,6 +164,16 @@ class Coder:
         return self.accept(data)
 
     # -- the parts ---------------------------------------------------------------------------
+
+    def _record_long(self, value: object, raw: bytes) -> tuple[LongText, Any]:
+        if len(raw) > VALUE_BYTES_MAX:
+            raise self._refusal(Difference(reason=f"{len(raw)} bytes are more than {VALUE_BYTES_MAX}"))
+        # ASCII in which nothing had to be escaped is stored letter by letter: decoding it would only copy
+        # it, and text cannot be changed in place.
+        is_verbatim = self._takes_any_text and type(value) is str and value.isascii()
+        if is_verbatim and len(raw) == len(cast("str", value)) + 2:
+            return LongText(raw), value
+        return LongText(raw), self._checked(value, raw)
 
     def _record_blob(self, value: Any) -> tuple[Stored, Any]:
         stored = bytes(value)

@@ -129,8 +129,11 @@ class InstanceFile:
         "failure",
         "generation",
         "guard",
+        "has_large",
         "image",
         "is_new",
+        "large_bytes",
+        "large_moved",
         "leftover",
         "newborn",
         "owner",
@@ -153,6 +156,9 @@ class InstanceFile:
         self.generation = 0
         self.durable_generation = 0
         self.bytes_since_checkpoint = 0
+        self.large_bytes = 0  # of large values, since the WAL is known to have started over
+        self.large_moved = 0  # how many of them had been written when the last checkpoint ended
+        self.has_large = False  # whether one of them was too large to be written twice
         self.failure: Exception | None = None
         self.directory_synced = False
         self.is_new = False  # whether it was made a moment ago, so that nothing can be in it

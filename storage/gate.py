@@ -17,6 +17,8 @@ Invariants:
     What nobody waits for is committed, not synced.
     A file is checkpointed off the loop, once at a time, and never while it is being closed. Who waits
     for it waits for that too: SQLite starts a WAL over only where no transaction began meanwhile.
+    Only a file with large values that no log has goes on meanwhile, until its WAL is `HELD_BYTES` long.
+    A checkpoint begins only where something was committed since the last one ended (see `_checkpoint`).
 """
 
 from __future__ import annotations
@@ -40,6 +42,10 @@ from perdure.storage.threads import Threads, open_threads
 
 logger: Final = logging.getLogger("perdure.storage")
 CHECKPOINT_BYTES: Final = Limits().wal_pages_max * PAGE_BYTES
+LARGE_BYTES: Final = 64 * 1024 * 1024
+"""So much of large values is checkpointed at a time: they are moved in long stretches, beside the steps."""
+HELD_BYTES: Final = 4 * LARGE_BYTES
+"""With so much of them in its WAL, a file is held while it is checkpointed, so that the WAL starts over."""
 
 
 class GateStatistics(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,7 +98,8 @@ class Gate:
         self._awaited = False
         self._syncing: set[InstanceFile] = set()
         self._synced = trio.Event()
-        self._checkpointing: set[InstanceFile] = set()
+        self._checkpointing: set[InstanceFile] = set()  # those that are held meanwhile
+        self._alongside: set[InstanceFile] = set()  # those that go on meanwhile
         self._held: list[InstanceFile] = []
         self._rounds = 0
         self._commits = 0
@@ -266,7 +273,10 @@ class Gate:
 
     def _is_long(self, file: InstanceFile) -> bool:
         """Whether the file's WAL wants to be checkpointed."""
-        return file.bytes_since_checkpoint > self._checkpoint_bytes
+        return (
+            file.bytes_since_checkpoint > self._checkpoint_bytes
+            or file.large_bytes - file.large_moved > LARGE_BYTES
+        )
 
     def _may_checkpoint(self, file: InstanceFile) -> bool:
         return (
@@ -274,12 +284,18 @@ class Gate:
             and file.failure is None
             and not file.in_transaction
             and file not in self._checkpointing
+            and file not in self._alongside
             and self._syncing_by.may_write(file)
         )
 
     def _begin_checkpoint(self, nursery: trio.Nursery, file: InstanceFile) -> None:
         file.prepare_checkpoint()
-        self._checkpointing.add(file)
+        # A file in a log may not: what it commits could get into the main file before the log has it.
+        if 0 < file.large_bytes <= HELD_BYTES and (file.relay is None or file.relay.direct):
+            self._alongside.add(file)
+        else:
+            self._checkpointing.add(file)
+            file.large_bytes = file.large_moved = 0
         self._syncing_by.write_begins(file)
         nursery.start_soon(self._checkpoint, file)
 
@@ -291,6 +307,12 @@ class Gate:
         except sqlite3.Error as error:  # the WAL keeps what it has, and the next one is tried as late as this
             logger.warning("%s could not be checkpointed: %s", file.path, error)
         finally:
+            if file in self._alongside:
+                # What was committed meanwhile may be moved already. SQLite before 3.51.3 can lose frames
+                # where a checkpoint that has nothing to move meets the commit that starts the WAL over: so
+                # none begins before as much as for any other has been committed behind this one.
+                self._alongside.remove(file)
+                file.bytes_since_checkpoint, file.large_moved = 0, file.large_bytes
             self._checkpointing.discard(file)
             self._syncing_by.write_ended(file, closed=False)
             if file in self._held:
@@ -307,7 +329,7 @@ class Gate:
 
     async def release(self, file: InstanceFile) -> None:
         """Let go of a file that is about to be closed; its uncommitted writes will be rolled back."""
-        while file in self._syncing or file in self._checkpointing:
+        while file in self._syncing or file in self._checkpointing or file in self._alongside:
             await self._synced.wait()
         self._dirty.pop(file, None)
         ticket: Ticket | None = file.ticket
@@ -364,7 +386,7 @@ class Gate:
     @property
     def busy(self) -> bool:
         """Whether a round is due or a sync is under way; the virtual clock waits for it."""
-        return bool(self._dirty or self._syncing or self._checkpointing or self._held)
+        return bool(self._dirty or self._syncing or self._checkpointing or self._alongside or self._held)
 
     def statistics(self) -> GateStatistics:
         """Return the counters."""

@@ -14,13 +14,15 @@ Invariants:
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, Final, get_args
 
-from perdure.errors import PerdureError
+from perdure.errors import PerdureError, StateError
+from perdure.limits import VALUE_BYTES_INLINE_MAX
 from perdure.storage.files import InstanceFile
 from perdure.storage.gate import Gate
-from perdure.storage.records import AttemptOutcome, Deadline, StepKind, StepStatus, Stored
-from perdure.storage.values import get_value, put_value
+from perdure.storage.records import AttemptOutcome, Deadline, LongText, StepKind, StepStatus, Stored
+from perdure.storage.values import get_value, put_value, stored_bytes
 
 SCAN: Final = """
     SELECT seq, kind, name, count, status, attempt, counted, coalesce(input_digest, input), output,
@@ -320,8 +322,10 @@ class Journal:
         step.status, step.wake, step.error = "waiting", wake, error
         self._once(step, RETRY_AT, (step.counted, error, wake.wall_ms, wake.boot_ms, wake.boot, step.seq))
 
-    def complete(self, step: Step, output: Stored | None, *, at_ms: int) -> None:
+    def complete(self, step: Step, output: Stored | LongText | None, *, at_ms: int) -> None:
         """Record that a step has completed, with its output."""
+        if output.__class__ is not str:
+            self._make_way(output)
         self._gate.touch(self._file)
         inline, reference, size = put_value(self._file, output)
         step.status, step.output, step.output_ref = "completed", inline, reference
@@ -365,6 +369,13 @@ class Journal:
         step.fingerprint = step.output = step.output_ref = step.error = step.wake = None
         step.attempt_at_ms = step.attempt_commit = step.config = step.detail = None
         return step
+
+    def _make_way(self, output: Stored | LongText | None) -> None:
+        """Have a file that is in memory only written before a large value goes into it, not with it."""
+        if self._file.unwritten is None or output is None or stored_bytes(output) <= VALUE_BYTES_INLINE_MAX:
+            return
+        with contextlib.suppress(StateError):  # it stays in memory, and whoever commits it is told
+            self._gate.try_write_out(self._file)
 
     def _once(self, step: Step, sql: str, values: tuple[object, ...]) -> None:
         self._as_read = False

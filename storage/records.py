@@ -16,6 +16,16 @@ import msgspec
 
 Stored: TypeAlias = str | bytes
 
+
+class LongText:
+    """A long text as its UTF-8 bytes: on its way into a file it is not copied once more."""
+
+    __slots__ = ("raw",)
+
+    def __init__(self, raw: bytes) -> None:
+        self.raw = raw
+
+
 Status = Literal[
     "queued", "running", "waiting", "waiting_for_pause", "paused", "complete", "errored", "terminated", "dead"
 ]

@@ -228,7 +228,7 @@ class RelayLog:
     async def _log(self, file: InstanceFile, track: Track, threads: Threads) -> bool:
         """Put a file's new commits into the next batch; False where there is no room for them."""
         while True:
-            if file in self._leaving or self._is_without_log():
+            if file in self._leaving or _is_large(file) or self._is_without_log():
                 self._leaving.discard(file)
                 return False
             found = new_commits(file, track, whole=track.segment != self._number)
@@ -483,6 +483,11 @@ def _entry(
         if track.born:
             entry.born, entry.number = True, _template_number()
     return entry
+
+
+def _is_large(file: InstanceFile) -> bool:
+    """Whether a value went into the file that is not to be written twice. One in memory is written first."""
+    return file.has_large and file.unwritten is None
 
 
 @functools.cache

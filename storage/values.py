@@ -16,7 +16,8 @@ from typing import Final
 from perdure.errors import EncodingError
 from perdure.limits import CHUNK_BYTES, VALUE_BYTES_INLINE_MAX, VALUE_BYTES_MAX
 from perdure.storage.files import InstanceFile
-from perdure.storage.records import Stored
+from perdure.storage.records import LongText, Stored
+from perdure.storage.track import DIRECT_BYTES
 
 PIECES_MAX: Final = 1 << 20
 
@@ -26,12 +27,14 @@ ADD: Final = "INSERT INTO _perdure_chunks (id, chunk) VALUES (?, ?)"
 PIECES: Final = "SELECT chunk FROM _perdure_chunks WHERE id >= ? AND id < ? ORDER BY id"
 
 
-def stored_bytes(value: Stored) -> int:
+def stored_bytes(value: Stored | LongText) -> int:
     """Return how many bytes `value` takes on disk."""
+    if isinstance(value, LongText):
+        return len(value.raw)
     return len(value) if isinstance(value, bytes) or value.isascii() else len(value.encode())
 
 
-def check_size(value: Stored) -> int:
+def check_size(value: Stored | LongText) -> int:
     """Return the bytes of `value`; raise `EncodingError` where SQLite could not hold it."""
     size = stored_bytes(value)
     if size > VALUE_BYTES_MAX:
@@ -42,20 +45,29 @@ def check_size(value: Stored) -> int:
     return size
 
 
-def put_value(file: InstanceFile, value: Stored | None) -> tuple[Stored | None, int | None, int | None]:
+def put_value(
+    file: InstanceFile, value: Stored | LongText | None
+) -> tuple[Stored | None, int | None, int | None]:
     """Write `value` and return what its row holds: the value or None, the reference, the bytes."""
     if value is None:
         return None, None, None
     size = check_size(value)
-    if size <= VALUE_BYTES_INLINE_MAX:
+    if size <= VALUE_BYTES_INLINE_MAX and not isinstance(value, LongText):
         return value, None, size
-    data = memoryview(value if isinstance(value, bytes) else value.encode())
+    data = memoryview(_raw(value))
     first = _next_bytes(file) if isinstance(value, bytes) else _next_text(file)
     file.execute_many(
         ADD, ((first + i, data[at : at + CHUNK_BYTES]) for i, at in enumerate(range(0, size, CHUNK_BYTES)))
     )
-    file.bytes_since_checkpoint += size
+    file.large_bytes += size
+    file.has_large = file.has_large or size > DIRECT_BYTES
     return None, first, size
+
+
+def _raw(value: Stored | LongText) -> bytes:
+    if isinstance(value, LongText):
+        return value.raw
+    return value if isinstance(value, bytes) else value.encode()
 
 
 def _next_text(file: InstanceFile) -> int:

@@ -23,7 +23,7 @@ from perdure.actors.host import Replay
 from perdure.limits import INPUT_BYTES_INLINE_MAX
 from perdure.storage.codec import Codec, Coder
 from perdure.storage.journal import Journal
-from perdure.storage.records import Stored
+from perdure.storage.records import LongText, Stored
 from perdure.testing import open_test_runtime
 
 Broken = Callable[[type, str, Callable[..., Any]], None]
@@ -124,12 +124,12 @@ async def test_run_gets_the_decoded_form(folder: Path, replay: Replay) -> None:
 async def test_the_check_fails_with_a_codec_that_hands_back_the_object_itself(
     folder: Path, broken: Broken
 ) -> None:
-    record = Coder.record
+    record = Coder.record_result
 
-    def hand_back(coder: Coder, value: object) -> tuple[Stored, object]:
+    def hand_back(coder: Coder, value: object) -> tuple[Stored | LongText, object]:
         return record(coder, value)[0], value
 
-    broken(Coder, "record", hand_back)
+    broken(Coder, "record_result", hand_back)
 
     with pytest.raises(AssertionError):
         await check_run_gets_the_decoded_form(folder, "warm")

@@ -391,7 +391,7 @@ async def test_a_result_that_would_not_come_back_the_same_is_refused(
 
 
 async def test_the_result_check_fails_when_it_is_stored_as_it_comes(folder: Path, broken: Broken) -> None:
-    broken(Coder, "record", lambda *given: ("null", given[1]))
+    broken(Coder, "record_result", lambda *given: ("null", given[1]))
 
     with pytest.raises(ACCEPTED):
         await check_results_that_would_change_are_refused(folder, "warm", (1, 2))
