@@ -81,7 +81,7 @@ class Actor:
         self._env = env
         self._on_quiet = on_quiet
         self._run: Run | None = None
-        self.calls = Calls(self.key, file, host, definition)
+        self.calls = Calls(self.key, file, host, definition, self.lifecycle)
         self._log = QuietLog(
             logging.getLogger(f"perdure.workflow.{self.key.workflow}"), self.key, self.journal
         )

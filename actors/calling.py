@@ -21,8 +21,9 @@ from perdure.actors.host import Host
 from perdure.actors.methods import MethodCall, MethodReply, failed_reply, method_of
 from perdure.actors.run import Run
 from perdure.actors.workflow import Definition
-from perdure.errors import PerdureError, WorkflowCodeError
+from perdure.errors import PerdureError, StateError, WorkflowCodeError
 from perdure.storage.files import InstanceFile
+from perdure.storage.lifecycle import Lifecycle
 from perdure.storage.records import Key
 
 LOOK_S: Final = 0.05
@@ -57,8 +58,16 @@ class _Underway:
 class Calls:
     """The calls on one warm instance."""
 
-    def __init__(self, key: Key, file: InstanceFile, host: Host, definition: Definition | None) -> None:
+    def __init__(
+        self,
+        key: Key,
+        file: InstanceFile,
+        host: Host,
+        definition: Definition | None,
+        lifecycle: Lifecycle,
+    ) -> None:
         self._key = key
+        self._lifecycle = lifecycle
         self._file = file
         self._host = host
         self._definition = definition
@@ -174,6 +183,18 @@ class Calls:
             )
         return reply
 
+    def _note(self, call: MethodCall) -> None:
+        """Have the history say that a call of another process begins, unless it began already."""
+        if call.token is None:
+            return
+        at_ms = self._host.clock.wall_ms()
+        if not self._lifecycle.command(
+            "call", at_ms=at_ms, actor=call.who, token=call.token, detail=call.method
+        ):
+            raise StateError(
+                f"{call.method}() was under way when its process ended: nobody knows how far it got"
+            )
+
     def _ended(self, pending: PendingCall) -> None:
         del self._under_way[pending]
         if pending.run is not None:
@@ -188,6 +209,7 @@ class Calls:
             assert self._definition is not None
             method = method_of(self._definition.methods, self._key.workflow, call.method)
             args, kwargs = method.arguments(call, codec)
+            self._note(call)
             value = await getattr(pending.object, call.method)(*args, **kwargs)
             return MethodReply(value=codec.coder(method.returns).record(value)[0])
         except (Exception, SystemExit) as error:  # noqa: BLE001 - what a method raises is its caller's

@@ -30,6 +30,9 @@ class MethodCall(msgspec.Struct, frozen=True, array_like=True):
     method: str
     args: list[Any] = []  # of `Stored`: on its way, text and bytes are told apart only so
     kwargs: dict[str, Any] = {}
+    who: str | None = None
+    token: str | None = None
+    """With one it stands in the instance's history, and is never carried out a second time."""
 
 
 class MethodReply(msgspec.Struct, frozen=True, array_like=True):

@@ -44,6 +44,7 @@ COMMANDS: Final[dict[str, Entry]] = {
     "sql": Entry("perdure.cli.sql:sql", LOOK, "Ask instances with SQL."),
     "top": Entry("perdure.cli.top:top", LOOK, "Show what the processes that serve a state folder are doing."),
     "send-event": Entry("perdure.cli.control:send_event", CONTROL, "Send an event to an instance."),
+    "call": Entry("perdure.cli.call:call", CONTROL, "Call a method of a running instance."),
     "pause": Entry(
         "perdure.cli.control:pause", CONTROL, "Pause an instance: steps under way finish, none starts."
     ),

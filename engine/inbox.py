@@ -22,9 +22,11 @@ from typing import Any, Final
 import msgspec
 import trio
 
+from perdure.actors.methods import MethodCall
 from perdure.engine.access import Access
 from perdure.engine.instance import Instance
 from perdure.errors import CommandError, PerdureError, RuntimeClosedError, StateError, UnknownWorkflowError
+from perdure.storage.failure import failure_summary
 from perdure.storage.records import Key, Message, Reply
 
 logger: Final = logging.getLogger("perdure.engine")
@@ -57,6 +59,14 @@ class EventBody(msgspec.Struct, frozen=True, kw_only=True):
 
     type: str
     payload: str = "null"
+
+
+class CallBody(msgspec.Struct, frozen=True, kw_only=True):
+    """What `call` is sent with: the method and its arguments, each as JSON."""
+
+    method: str
+    args: list[msgspec.Raw] = []
+    kwargs: dict[str, msgspec.Raw] = {}
 
 
 class Doorbell:
@@ -208,6 +218,8 @@ class Inbox:
                 await instance.resume(who=who, token=token)
             case "terminate":
                 await instance.terminate(who=who, token=token)
+            case "call":
+                return await self._call(key, message)
             case "sync" if not message.id:
                 await self._access.synced_all(message.workflow)
                 return None
@@ -220,6 +232,24 @@ class Inbox:
                     f"this runtime does not know the command {other!r}: it is of another version"
                 )
         return (await instance.status()).status
+
+    async def _call(self, key: Key, message: Message) -> str:
+        """Call a method; answers with the JSON of its result. What it raises is told with its class."""
+        body = msgspec.json.decode(message.body or "{}", type=CallBody)
+        call = MethodCall(
+            body.method,
+            [bytes(each).decode() for each in body.args],
+            {name: bytes(each).decode() for name, each in body.kwargs.items()},
+            message.actor,
+            message.token,
+        )
+        reply = await self._access.call(key, call)
+        if reply.error is not None:
+            kind, text = failure_summary(reply.error)
+            raise CommandError(f"{body.method}() raised {kind}: {text}")
+        if isinstance(reply.value, bytes):
+            raise CommandError(f"{body.method}() returned bytes, which cannot be shown as JSON")
+        return reply.value or "null"
 
     async def _create(self, message: Message) -> str:
         body = msgspec.json.decode(message.body or "{}", type=CreateBody)

@@ -32,7 +32,7 @@ from perdure.engine.app import App
 from perdure.engine.births import IfExists, random_id
 from perdure.engine.clock import SystemClock
 from perdure.engine.folder import StateFolder
-from perdure.engine.inbox import BatchBody, BatchLine, CreateBody, EventBody, ring
+from perdure.engine.inbox import BatchBody, BatchLine, CallBody, CreateBody, EventBody, ring
 from perdure.engine.opening import open_runtime
 from perdure.engine.recovery import settle_logs
 from perdure.engine.status import InstanceStatus, status_at_rest
@@ -245,6 +245,23 @@ class Remote:
         check_event_type(type_)
         body = EventBody(type=type_, payload=payload)
         return await self.command(key, "send-event", body, who=who, timeout_s=timeout_s)
+
+    async def call(
+        self,
+        key: Key,
+        method: str,
+        given: list[Any] | dict[str, Any],
+        *,
+        who: str | None = None,
+        timeout_s: float = REPLY_TIMEOUT_S,
+    ) -> str:
+        """Call a method of an instance that a process runs, and return its result as JSON text.
+
+        `given` are JSON values: arguments in order, or by name. Raises `CommandError` with what it raised.
+        """
+        raw = {"method": method, "args" if isinstance(given, list) else "kwargs": given}
+        body = msgspec.json.decode(msgspec.json.encode(raw), type=CallBody)
+        return await self.command(key, "call", body, who=who, timeout_s=timeout_s) or "null"
 
     async def command(
         self,

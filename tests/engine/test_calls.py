@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import aclosing
+import os
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, aclosing
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -13,6 +16,7 @@ from perdure import (
     Instance,
     InstanceFinishedError,
     InvalidArgumentError,
+    Runtime,
     RuntimeClosedError,
     StateError,
     StepEvent,
@@ -250,3 +254,20 @@ async def test_a_run_that_waits_outside_its_steps_is_called_too(tmp_path: Path) 
         idle = await runtime.create(Idle)
         assert await idle.call(Idle.is_ready)
         await idle.terminate()
+
+
+@pytest.mark.slow
+async def test_instances_of_workers_are_called_from_outside_and_from_each_other(
+    open_shared: Callable[..., AbstractAsyncContextManager[Runtime]], shared: ModuleType
+) -> None:
+    async with open_shared(workers=2) as runtime:
+        approvals = [await runtime.create(shared.Approval, id=f"a{number}") for number in range(4)]
+        for approval in approvals[:2]:
+            assert os.getpid() != await approval.call(shared.Approval.tell, 1)
+            with pytest.raises(shared.RefusedError, match="not today"):
+                await approval.call(shared.Approval.tell, -1)
+            await approval.call(shared.Approval.tell, 2)
+        for approval in approvals[2:]:
+            calling = await runtime.create(shared.Calling, params=approval.id)
+            assert os.getpid() != await calling.result()
+        assert [[1, 2]] * 4 == [await approval.result() for approval in approvals]

@@ -51,6 +51,25 @@ class Approval(WorkflowEntrypoint):
         more = await step.wait_for_event("more", type="go", timeout=None)
         return [int(heard.payload), int(more.payload)]
 
+    async def tell(self, number: int) -> int:
+        """Say it, and return the process that heard it."""
+        if number < 0:
+            raise RefusedError("not today")
+        self.ctx.send_event("go", number)
+        return os.getpid()
+
+
+class Calling(WorkflowEntrypoint):
+    """Calls a method of another instance, which may run in another process."""
+
+    async def run(self, event: WorkflowEvent[str], step: WorkflowStep) -> int:
+        return await step.do("call", self.call, event.payload)
+
+    async def call(self, other: str) -> int:
+        approval = await self.ctx.runtime.get(Approval, other)
+        await approval.call(Approval.tell, 1)
+        return await approval.call(Approval.tell, 2)
+
 
 class Sum(WorkflowEntrypoint):
     """Adds in a step."""
