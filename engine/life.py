@@ -20,7 +20,7 @@ from typing import Any, Final, Protocol
 import trio
 
 from perdure.actors.actor import Actor
-from perdure.actors.host import Host, deadline_in, remaining_ms
+from perdure.actors.host import Host, deadline_in
 from perdure.actors.methods import MethodCall, MethodReply
 from perdure.actors.outcome import (
     Broken,
@@ -35,6 +35,7 @@ from perdure.actors.outcome import (
 )
 from perdure.actors.workflow import Definition
 from perdure.engine.folder import StateFolder
+from perdure.engine.unwritten import Unwritten
 from perdure.errors import (
     InstanceDamagedError,
     InstanceDeadError,
@@ -80,6 +81,7 @@ class Owner(Protocol):
     writer: CatalogWriter
     openings: FileHost
     closings: FileHost
+    writings: FileHost
     worker: int
     env: Any
 
@@ -107,7 +109,9 @@ class Life:
     `moves_later` it only takes commands and rests until then.
     """
 
-    def __init__(self, key: Key, owner: Owner, definition: Definition | None) -> None:
+    def __init__(
+        self, key: Key, owner: Owner, definition: Definition | None, *, newborn: bool = False
+    ) -> None:
         self.key = key
         self.actor: Actor | None = None
         self.file: InstanceFile | None = None
@@ -128,6 +132,7 @@ class Life:
         self._touched = False
         self._shutting_down = False
         self._again = trio.Event()
+        self._unwritten = Unwritten(self, owner, expected=newborn)
         self._unsaved = False  # whether the log alone has what the file should have
 
     # -- from birth to rest ----------------------------------------------------------------
@@ -158,15 +163,17 @@ class Life:
         finally:
             self.ending = True
             self.opened.set()
-            with trio.CancelScope(shield=True):
-                await self._close()
+            self._unwritten.give_up()
+            if self.file is not None:
+                with trio.CancelScope(shield=True):
+                    await self._close()
             self.closed.set()
 
     async def _open(self, row: CatalogRow) -> None:
         owner = self._owner
         epoch = row.epoch
         birth = decode_birth(row.birth)
-        in_memory = self._in_memory(birth)
+        in_memory = self._unwritten.make()
         if in_memory is None:
             file, newborn = await owner.openings.do(lambda: self._file(birth))
         else:
@@ -196,46 +203,9 @@ class Life:
                 " it again"
             )
         if file.unwritten is not None:
-            owner.host.timers.at(deadline_in(owner.host.clock, owner.host.limits.unwritten_s), self._outlived)
+            self._unwritten.watch()
         if self._shutting_down:
             self.actor.shut_down()
-
-    def _in_memory(self, birth: Birth | None) -> InstanceFile | None:
-        """Return an empty file that is not written yet, for an instance just created; None for any other."""
-        owner = self._owner
-        path = owner.folder.instance(self.key)
-        if owner.memory is None or birth is None or path.exists():
-            return None
-        return owner.memory.make(path)
-
-    def _outlived(self) -> None:
-        """See to it that a file gets written that has been in memory for its time."""
-        file, actor = self.file, self.actor
-        if file is None or file.unwritten is None or self.ending or actor is None:
-            return
-        wake = actor.waits().wake if actor.is_parked else None
-        limits = self._owner.host.limits
-        if wake is not None and remaining_ms(self._owner.host.clock, wake) > limits.idle_grace_s * 1000:
-            actor.hibernate()  # as it would soon, and without opening what is written
-        else:
-            self._owner.spawn(self._write_out)
-
-    async def _write_out(self) -> None:
-        host = self._owner.host
-        try:
-            await self.written_out()
-        except StateError as error:
-            logger.error("%s stays in memory for now: %s", self.key, error)
-            host.timers.at(deadline_in(host.clock, host.limits.reset_delay_s), self._outlived)
-
-    async def written_out(self) -> None:
-        """Return when the file is on disk, so that others can open it. Raises `StateError`."""
-        gate = self._owner.host.gate
-        while (file := self.file) is not None and not gate.try_write_out(file):
-            file.wanted_on_disk = True  # the gate does it where it finds the file at rest
-            await gate.passed(file)
-            await trio.lowlevel.checkpoint()
-        self._owner.room_made()
 
     def _file(self, birth: Birth | None) -> tuple[InstanceFile, bool]:
         """Open the file, made where it is not born yet; say whether it is empty. Runs off the loop.
@@ -420,9 +390,12 @@ class Life:
             return
         gate = self._owner.host.gate
         in_order = await gate.retire(file)
+        file.give_memory_back()
+        self._owner.room_made()
+        host = self._owner.closings if file.unwritten is None else self._owner.writings
         while True:
             try:
-                await self._owner.closings.do(file.close if in_order else file.abandon)
+                await host.do(file.close if in_order else file.abandon)
             except Exception as error:  # noqa: BLE001 - a failed checkpoint leaves the WAL to the next owner
                 logger.error("%s was not closed cleanly: %s", self.key, error)
                 if file.unwritten is not None and not self._shutting_down:
@@ -477,7 +450,7 @@ class Life:
         file = self.file
         if file is not None:
             await self._owner.host.gate.passed(file)
-            await self.written_out()
+            await self._unwritten.written_out()
 
     def shut_down(self) -> None:
         """End this life because the runtime is ending."""

@@ -87,6 +87,7 @@ class LocalAccess:
             or loop.writer.busy
             or loop.openings.busy
             or loop.closings.busy
+            or loop.writings.busy
             or functions.threads_busy
             or functions.asyncio_busy
             or self.queries.statistics().threads_busy

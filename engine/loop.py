@@ -67,6 +67,7 @@ class GameLoop:
         writer: CatalogWriter,
         openings: FileHost,
         closings: FileHost,
+        writings: FileHost,
         worker: int,
         env: Any,
     ) -> None:
@@ -81,6 +82,7 @@ class GameLoop:
         self.writer = writer
         self.openings = openings
         self.closings = closings
+        self.writings = writings
         self.worker = worker
         self.workers = 1  # how many share the work, this one included
         self.env = env
@@ -185,7 +187,7 @@ class GameLoop:
         if room <= 0:
             self._make_way()
         if self.memory is not None:
-            room = min(room, limits.unwritten_max - self.memory.in_use)
+            room = min(room, self.memory.room(limits.unwritten_max))
         return min(room, limits.running_max - self.busy)
 
     @property
@@ -244,7 +246,8 @@ class GameLoop:
         if self._nursery is None or self.closing:
             raise RuntimeClosedError("the runtime is ending and starts nothing more")
         before = self.lives.get(row.key)  # its row is at rest, and it is about to go
-        life = Life(row.key, self, self.app.definitions.get(row.workflow))
+        definition = self.app.definitions.get(row.workflow)
+        life = Life(row.key, self, definition, newborn=row.birth is not None)
         self.lives[row.key] = life
         if row.status == "queued":
             self.tally.started(row.workflow)

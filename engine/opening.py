@@ -183,12 +183,14 @@ class Opening:
         timers = TimerQueue(self.clock)
         openings = FileHost("perdure open", threads_max=OPENING_THREADS)
         closings = FileHost("perdure close", threads_max=self.app.limits.sync_threads_max)
+        # One thread: several in one folder only wait for each other, and take the loop's processor.
+        writings = FileHost("perdure write", threads_max=1)
         failure: BaseException | None = None
         try:
             async with trio.open_nursery(strict_exception_groups=True) as nursery:
                 parts = Parts(nursery)
                 try:
-                    for serve in (writer.run, timers.run, openings.run, closings.run):
+                    for serve in (writer.run, timers.run, openings.run, closings.run, writings.run):
                         parts.begin(serve)
                     worker = await self.register(writer)
                     relay = self._relay_log(worker, writer)
@@ -217,6 +219,7 @@ class Opening:
                         writer=writer,
                         openings=openings,
                         closings=closings,
+                        writings=writings,
                         worker=worker,
                         env=env,
                     )

@@ -105,7 +105,8 @@ class Runtime:
         start_at_ms = None if at is None else point_in_time(at)
         key = Key(definition.name, birth.id)
         instance: Instance[Any] = Instance(key, self._access, self.queries, definition)
-        row = None if id is None and token is None else self._access.catalog.find(key)
+        asks = token is not None or (id is not None and if_exists == "attach")
+        row = self._access.catalog.find(key) if asks else None
         if token is not None and row is not None and row.incarnation == birth.incarnation:
             return instance
         if if_exists == "attach" and row is not None:

@@ -43,6 +43,9 @@ OPENING: Final = (
     "PRAGMA cache_size=-512",
     "PRAGMA temp_store=MEMORY",
 )
+CLOSED: Final = sqlite3.connect(":memory:", check_same_thread=False)
+"""What a file has that has given its database to another: whoever would still use it is told."""
+CLOSED.close()
 EPOCH: Final = "SELECT epoch FROM _perdure_instance"
 
 
@@ -119,6 +122,7 @@ class InstanceFile:
         "_disk",
         "_durability",
         "_execute",
+        "_gave_back",
         "_in_transaction",
         "_wal",
         "bytes_since_checkpoint",
@@ -177,6 +181,7 @@ class InstanceFile:
         self._changes = connection.total_changes
         self._wal: int | None = None
         self._closed = False
+        self._gave_back = False
 
     @property
     def in_transaction(self) -> bool:
@@ -274,6 +279,7 @@ class InstanceFile:
         self.connection, self._execute = written.connection, written.connection.execute
         self._changes = written.connection.total_changes
         unwritten.give_back(self, memory)
+        unwritten.written(self)
         self.unwritten, self.guard, self.image = None, None, b""
 
     def _write_image(self) -> None:
@@ -375,12 +381,25 @@ class InstanceFile:
         finally:
             reader.close()
 
+    def give_memory_back(self) -> None:
+        """Let another file have the database of one that is in memory only and is about to be closed.
+
+        What it has committed is kept, for `close` to write. In the loop; harmless for any other file.
+        """
+        if self.unwritten is None or self._gave_back:
+            return
+        with contextlib.suppress(sqlite3.Error):  # then nobody else gets it
+            self.rollback()
+        self._gave_back = True
+        self.unwritten.give_back(self, self.connection)
+        self.connection, self._execute = CLOSED, CLOSED.execute
+
     def _close_unwritten(self) -> None:
-        self.rollback()
+        self.give_memory_back()
         if self.image:
             self._write_image()
         self._closed = True
-        self.unwritten.give_back(self, self.connection)
+        self.unwritten.written(self)
         self.unwritten = None
 
     def _let_go(self) -> None:

@@ -28,7 +28,9 @@ from perdure.storage.files import InstanceFile
 from perdure.storage.records import Durability
 from perdure.storage.schema import PAGE_BYTES, template
 
-SPARE_MAX: Final = 128
+SPARE_MAX: Final = 64
+UNWRITTEN_MAX: Final = 1_000
+"""Files in memory, most of them of instances that have ended and wait to be written: 25 KB each."""
 FORMAT: Final = slice(18, 20)
 """Where a database's header says whether it is to be used with a WAL (2) or not (1): memory has none."""
 COUNTERS: Final = (slice(24, 28), slice(92, 96))
@@ -36,13 +38,30 @@ COUNTERS: Final = (slice(24, 28), slice(92, 96))
 
 
 class MemoryFiles:
-    """Makes unwritten files. One per runtime; files are made in the loop and given back in threads."""
+    """Makes unwritten files. One per runtime; files are made in the loop and written in threads."""
 
     def __init__(self, *, disk: Disk, durability: Durability) -> None:
         self._disk = disk
         self._durability: Durability = durability
         self._spare: deque[sqlite3.Connection] = deque()
-        self.in_use = 0
+        self._unwritten: set[InstanceFile] = set()
+        self._attached: set[InstanceFile] = set()
+        self.expected: set[object] = set()
+        """For whom files will be made, by whoever has promised them one."""
+
+    @property
+    def unwritten(self) -> int:
+        """How many files are not written yet."""
+        return len(self._unwritten)
+
+    @property
+    def in_use(self) -> int:
+        """How many databases are in use, those included that will be."""
+        return len(self._attached) + len(self.expected)
+
+    def room(self, databases_max: int) -> int:
+        """Return how many more may be made, where so many databases are to be in use at most."""
+        return min(databases_max - self.in_use, UNWRITTEN_MAX - self.unwritten)
 
     def make(self, path: Path) -> InstanceFile:
         """Return an empty file that will be written to `path`."""
@@ -50,17 +69,23 @@ class MemoryFiles:
         file = InstanceFile(path, connection, disk=self._disk, durability=self._durability)
         file.is_new = True
         file.unwritten = self
-        self.in_use += 1
+        self._unwritten.add(file)
+        self._attached.add(file)
         return file
 
     def give_back(self, file: InstanceFile, connection: sqlite3.Connection) -> None:
-        """Take back the database of a file that is written. Runs in a thread."""
-        self.in_use -= 1
+        """Take back the database of a file that does without from now on."""
+        self._attached.discard(file)
         with contextlib.suppress(sqlite3.Error):
-            if file.guard is None and len(self._spare) < SPARE_MAX and _is_emptied(connection, file.image):
+            usable = file.guard is None and not connection.in_transaction and len(self._spare) < SPARE_MAX
+            if usable and _is_emptied(connection, file.image):
                 self._spare.append(connection)
                 return
         connection.close()
+
+    def written(self, file: InstanceFile) -> None:
+        """Say that a file has been written, or has nothing in it. Runs in a thread."""
+        self._unwritten.discard(file)
 
     def close(self) -> None:
         """Let go of the spare databases."""
@@ -79,6 +104,11 @@ def _tables() -> tuple[tuple[str, slice], ...]:
     with contextlib.closing(_connect()) as connection:
         rows = connection.execute("SELECT name, rootpage FROM sqlite_schema WHERE type = 'table'").fetchall()
     return tuple((name, slice((page - 1) * PAGE_BYTES, page * PAGE_BYTES)) for name, page in rows)
+
+
+def is_long(file: InstanceFile) -> bool:
+    """Whether a file has grown so far that comparing it as a whole, at each commit, costs more than a WAL."""
+    return len(file.image) > 2 * len(template())
 
 
 def _connect() -> sqlite3.Connection:

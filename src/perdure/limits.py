@@ -73,7 +73,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """An instance just created is in memory and in the relay log only for up to this long, with durability
     `full`; its file is written then, or when it ends before. 0 writes every file at once."""
 
-    unwritten_max: int = 128
+    unwritten_max: int = 64
     """Instances in memory only: enough for one to run while others wait for the disk; each takes 200 KB."""
 
     threads_max: int = 32

@@ -77,7 +77,26 @@ def test_a_file_is_written_whole_when_it_is_closed(memory: MemoryFiles, path: Pa
 
     assert ["one"] == names_in(path)
     assert ["one.sqlite"] == [entry.name for entry in path.parent.iterdir()]
-    assert 0 == memory.in_use
+    assert (0, 0) == (memory.in_use, memory.unwritten)
+
+
+def test_a_database_serves_another_instance_before_the_file_of_the_first_is_written(
+    memory: MemoryFiles, path: Path
+) -> None:
+    first = made(memory, path, "one")
+    connection = first.connection
+
+    first.give_memory_back()
+    second = made(memory, path.with_name("two.sqlite"), "two")
+
+    assert second.connection is connection
+    assert (1, 2) == (memory.in_use, memory.unwritten)
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        first.connection.execute("SELECT 1")
+    in_a_thread(first.close)
+    second.close()
+    assert (["one"], ["two"]) == (names_in(path), names_in(second.path))
+    assert (0, 0) == (memory.in_use, memory.unwritten)
 
 
 def test_a_file_that_has_committed_nothing_is_not_written(memory: MemoryFiles, path: Path) -> None:
@@ -112,7 +131,7 @@ def test_a_file_for_which_there_is_no_room_stays_as_it_is(path: Path, how: str) 
         file.write_out()
     with pytest.raises(OSError, match="No space"):
         getattr(file, how)()
-    assert 1 == memory.in_use
+    assert 1 == memory.unwritten
     disk.has_room = True
     getattr(file, how)()
 
@@ -129,9 +148,9 @@ def test_a_database_is_used_again_and_nothing_of_the_instance_before_is_left(
     assert private.encode() in path.read_bytes()
 
     second = made(memory, path.with_name("two.sqlite"), "two")
+    assert second.connection is connection
     second.close()
 
-    assert second.connection is connection
     assert private.encode() not in second.path.read_bytes()
     assert ["two"] == names_in(second.path)
 
@@ -152,9 +171,9 @@ def test_a_database_that_is_not_as_it_was_made_is_not_used_again(memory: MemoryF
 
 def test_no_more_databases_are_kept_than_are_of_use(memory: MemoryFiles, path: Path) -> None:
     made_at_once = [made(memory, path.with_name(f"{n}.sqlite")) for n in range(SPARE_MAX + 3)]
+    last = made_at_once[-1].connection
     for file in made_at_once:
         file.close()
-    last = made_at_once[-1].connection
 
     with pytest.raises(sqlite3.ProgrammingError, match="closed"):
         last.execute("SELECT 1")
