@@ -13,19 +13,24 @@ Invariants:
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Literal
 
+import msgspec
 import trio
 
 from perdure.actors.calling import Calls
+from perdure.actors.control import Control
 from perdure.actors.host import Host, deadline_in, remaining_ms
 from perdure.actors.mailbox import Mailbox
+from perdure.actors.offspring import Children, told_of
 from perdure.actors.outcome import (
     Broken,
     Completed,
     Dead,
+    Deleted,
     Failed,
     Interrupted,
     Outcome,
@@ -34,12 +39,12 @@ from perdure.actors.outcome import (
     Terminated,
 )
 from perdure.actors.reports import QuietLog, Reports
+from perdure.actors.rollback import ROLLING_BACK, InstanceRollback
 from perdure.actors.run import Run
 from perdure.actors.step import WorkflowStep
 from perdure.actors.storage_api import ActorStorage
-from perdure.actors.workflow import ActorContext, Definition, WorkflowEvent
+from perdure.actors.workflow import ActorContext, Definition, Schedule, WorkflowEvent, accept_params
 from perdure.errors import (
-    InstanceFinishedError,
     InvalidArgumentError,
     PerdureError,
     RuntimeClosedError,
@@ -76,23 +81,30 @@ class Actor:
         self.journal = Journal(file, host.gate)
         self.key = Key(self.lifecycle.state.workflow, self.lifecycle.state.id)
         self.mailbox = Mailbox(Mail(file, host.gate), self.journal, host.clock)
+        self.children = Children(self.key, file, self.journal, self.lifecycle, host)
         self.last_active_ms = host.clock.boot_ms()
         self._host = host
         self._env = env
         self._on_quiet = on_quiet
         self._run: Run | None = None
+        self.rollback = InstanceRollback(self.key, self.lifecycle, self.journal, host)
+        self.control = Control(
+            self.key, file, host, lifecycle=self.lifecycle, journal=self.journal, mailbox=self.mailbox,
+            children=self.children, rollback=self.rollback, run=lambda: self._run,
+        )  # fmt: skip
         self.calls = Calls(self.key, file, host, definition, self.lifecycle)
         self._log = QuietLog(
             logging.getLogger(f"perdure.workflow.{self.key.workflow}"), self.key, self.journal
         )
         self._reports = Reports(definition, self.key, self.lifecycle, host.clock, self._log)
+        self.has_run = False
+        """Whether `run()` was called since the file was opened."""
         self.replays = 0
         """How often `run()` was called again from the top since the file was opened."""
         self.start_at_ms: int | None = None
         """Before this moment `run()` is not called, though an event or a query may open the file."""
         self.moves_later: Deadline | None = None
         """Set where there is no room to call `run()` now: the file takes commands and rests until then."""
-        self._ending: Literal["terminate", "shutdown"] | None = None
         self.journal.load()
         self.mailbox.forget_waits()
 
@@ -125,7 +137,7 @@ class Actor:
     def was_waiting(self) -> bool:
         """Whether, as its file was found, nothing of it was under way or due: it only waited."""
         clock = self._host.clock
-        steps = [step for step in self.journal.left if not step.finished]
+        steps = [step for step in self.journal.left if not step.finished and step.kind != "stream"]
         return bool(steps) and all(
             step.status == "waiting" and (step.wake is None or remaining_ms(clock, step.wake) > 0)
             for step in steps
@@ -155,7 +167,9 @@ class Actor:
         Without the workflow's class it is left as it stands, parked.
         """
         state = self.lifecycle.state
-        if self._ending == "terminate" and state.status not in FINISHED:
+        if self.control.ending == "delete":
+            return Deleted()
+        if self.control.ending == "terminate" and state.status not in FINISHED:
             return self._settle(Terminated())
         match state.status:
             case "waiting_for_pause":
@@ -172,7 +186,7 @@ class Actor:
                 return Dead(reason=state.reason or "")
             case _:
                 pass
-        if self._ending == "shutdown":
+        if self.control.ending == "shutdown":
             return Interrupted()
         if self._definition is None:
             return self.waits()
@@ -180,25 +194,31 @@ class Actor:
             return self._settle(Parked(wake=Deadline(wall_ms=self.start_at_ms or 0), reason="its start"))
         if self.moves_later is not None:
             return self._settle(Parked(wake=self.moves_later, reason="room in memory"))
-        if state.started_at_ms is None:
-            self.lifecycle.started(self._host.clock.wall_ms())
-        else:
-            self._run_again()
+        if state.started_at_ms is not None:
             self.lifecycle.set_status("running")
         while True:
             try:
-                outcome = await self._run_once(self._definition)
+                if self.rollback.under_way:
+                    outcome = await self._roll_back(self._definition)
+                else:
+                    self._begin()
+                    outcome = await self._run_once(self._definition)
             except PerdureError as error:
                 if error is not self.file.failure:
                     raise
                 return Broken(error=error)
             if outcome is not None:
                 return outcome
-            self._run_again()
+            if self.lifecycle.state.status in ("paused", "waiting_for_pause"):  # while it was being stopped
+                return self._settle(Paused())
 
-    def _run_again(self) -> None:
-        self.replays += 1
-        self.lifecycle.run_again()
+    def _begin(self) -> None:
+        """Record that `run()` is called: for the first time in this generation, or once more."""
+        if self.lifecycle.state.started_at_ms is None:
+            self.lifecycle.started(self._host.clock.wall_ms())
+        else:
+            self.replays += 1
+            self.lifecycle.run_again()
 
     @property
     def starts_later(self) -> str | None:
@@ -218,29 +238,13 @@ class Actor:
         """Call `run()` once from the top; None where it was stopped to be replayed."""
         timeout = self.lifecycle.state.timeout
         if timeout is not None and remaining_ms(self._host.clock, timeout) <= 0:
-            return self._settle(self._expired())
-        self.journal.load()
-        self.mailbox.forget_waits()
-        run = self._run = self._new_run(definition)
+            return self._fail(self._expired(), None)
+        self._read()
+        run = self._new_run(definition)
         expiry = None if timeout is None else self._host.timers.at(timeout, lambda: run.stop("expire"))
-        self.mailbox.match()
-        error: BaseException | None = None
-        value: Any = None
         try:
-            with run.scope:
-                if self._ending is not None:
-                    run.stop(self._ending)
-                value = await self._call(run, definition)
-        except (Exception, SystemExit) as raised:  # noqa: BLE001 - what run() raises is its outcome
-            error = raised
-        except BaseExceptionGroup as group:  # of a nursery in run()
-            if group.subgroup((trio.Cancelled, KeyboardInterrupt)) is not None:
-                raise
-            error = group
+            value, error = await self._carry(run, lambda: self._call(run, definition))
         finally:
-            run.end()
-            self._run = None
-            self.calls.run_ends()
             if expiry is not None:
                 expiry.cancel()
         if run.stopping is not None:
@@ -257,12 +261,86 @@ class Actor:
         failure = self.file.failure
         if failure is not None and error is failure:
             return Broken(error=failure)
-        return self._settle(Failed(error=describe_failure(error, self._host.codec)))
+        return self._fail(Failed(error=describe_failure(error, self._host.codec)), run)
+
+    def _read(self) -> None:
+        self.journal.load()
+        self.mailbox.forget_waits()
+        self.children.forget()
+
+    async def _carry(
+        self, run: Run, work: Callable[[], Awaitable[Any]]
+    ) -> tuple[Any, BaseException | None]:
+        """Do the work of a run until it ends or is stopped; return its value, or what it raised."""
+        generation = self.lifecycle.state.generation
+        self.has_run = True
+        self._run = run
+        self.mailbox.match()
+        try:
+            with run.scope:
+                if self.control.ending is not None:
+                    run.stop(self.control.ending)
+                return await work(), None
+        except (Exception, SystemExit) as raised:  # noqa: BLE001 - what run() raises is its outcome
+            return None, raised
+        except BaseExceptionGroup as group:  # of a nursery in run()
+            if group.subgroup((trio.Cancelled, KeyboardInterrupt)) is not None:
+                raise
+            return None, group
+        finally:
+            run.end()
+            self._run = None
+            self.children.forget()
+            self.calls.run_ends()
+            if self.lifecycle.state.generation != generation and run.stopping not in ("broken", "delete"):
+                run.stopping = "restart"  # whatever it was stopped for before
+        return None, None
+
+    async def _roll_back(self, definition: Definition) -> Outcome | None:
+        """Go on with the rollback that is under way; None where it was stopped to be gone on with."""
+        rollback = self.rollback
+        self.lifecycle.set_status("running", reason=ROLLING_BACK)
+        self.journal.cancel_open(at_ms=self._host.clock.wall_ms(), but="rollback")
+        sought = rollback.sought()
+        if sought:
+            run = self._new_run(definition)
+            run.sought = sought
+            late = deadline_in(self._host.clock, self._host.limits.rollback_replay_s)
+            timer = self._host.timers.at(late, lambda: run.stop("registered"))
+            self._begin()
+            self._read()
+            try:
+                await self._carry(run, lambda: self._call(run, definition))
+            finally:
+                timer.cancel()
+            rollback.handlers |= run.handlers
+            if run.stopping not in (None, "registered", "hibernate"):  # parked for good: no more will come
+                return self._stopped(run)
+        run = self._new_run(definition)
+        self.journal.set_aside()
+        failed, error = await self._carry(run, lambda: rollback.undo(run))
+        if run.stopping is not None:
+            if run.replays_always:
+                rollback.handlers = {}
+            return self._stopped(run)
+        if error is not None:
+            raise error
+        return self._settle(rollback.finish(failed))
+
+    def _fail(self, outcome: Failed, run: Run | None) -> Outcome | None:
+        """End as failed; None where there is something to undo before."""
+        if not self.rollback.is_needed:
+            return self._settle(outcome)
+        self.rollback.begin("errored", outcome.error)
+        self.rollback.handlers = {} if run is None else run.handlers
+        return None
 
     def _new_run(self, definition: Definition) -> Run:
         return Run(
-            key=self.key, file=self.file, journal=self.journal, mailbox=self.mailbox, host=self._host,
-            library=definition.step_library, incarnation=self.lifecycle.state.incarnation, log=self._log,
+            key=self.key, file=self.file, journal=self.journal, mailbox=self.mailbox,
+            children=self.children, host=self._host,
+            go_on=partial(self.control.continue_as_new, definition.version),
+            accept_params=partial(accept_params, definition, codec=self._host.codec), library=definition.step_library, incarnation=self.lifecycle.state.incarnation, log=self._log,
             on_divergence=self._reports.diverged, on_quiet=self._quiet, on_overdue=self._tell_what_is_overdue,
         )  # fmt: skip
 
@@ -276,6 +354,7 @@ class Actor:
             timestamp=datetime.fromtimestamp(state.created_at_ms / 1000, UTC),
             instance_id=self.key.id,
             workflow_name=self.key.workflow,
+            schedule=None if state.schedule is None else msgspec.json.decode(state.schedule, type=Schedule),
         )
         context = ActorContext(
             workflow=self.key.workflow,
@@ -285,7 +364,7 @@ class Actor:
             receive=self._send_to_itself,
         )
         workflow = definition.cls(context, self._env)
-        if definition.methods:
+        if definition.methods and run.sought is None:
             self.calls.run_begins(run, workflow)
         return await workflow.run(event, WorkflowStep(run))
 
@@ -300,13 +379,22 @@ class Actor:
             case "pause":  # unless somebody resumed it in the meantime
                 return None if self.lifecycle.state.status == "running" else self._settle(Paused())
             case "terminate":
+                if self.rollback.under_way and self.control.ending != "terminate":
+                    self.rollback.handlers = run.handlers
+                    return None
                 return self._settle(Terminated())
             case "expire":
-                return self._settle(self._expired())
+                return self._fail(self._expired(), run)
             case "broken":
                 return Broken(error=self.file.failure or StateError("the instance was reset"))
             case "hibernate":
                 return self._settle(self.waits())
+            case "restart":
+                self.control.old_run_ended()
+                self.rollback.handlers = {}
+                return None
+            case "delete":
+                return Deleted()
             case _:
                 return self._settle(Interrupted())
 
@@ -321,9 +409,12 @@ class Actor:
         """Return what the instance waits for, as its journal has it: until when, and in words."""
         waiting = self.journal.waiting()
         wakes = [step.wake for step in waiting if step.wake is not None]
-        if self.lifecycle.state.timeout is not None:
+        rolling_back = self.rollback.under_way
+        if self.lifecycle.state.timeout is not None and not rolling_back:
             wakes.append(self.lifecycle.state.timeout)
-        names = ", ".join(f"{step.kind} {step.name!r}" for step in waiting[:3] if step.kind != "race")
+        names = ", ".join(told_of(step) for step in waiting[:3] if step.kind != "race")
+        if rolling_back:
+            names = f"{ROLLING_BACK}: {names}" if names else ROLLING_BACK
         clock = self._host.clock
         measured = [wake for wake in wakes if wake.boot_ms is not None and wake.boot == clock.boot]
         until_ms = min((wake.wall_ms for wake in wakes if wake not in measured), default=None)
@@ -342,29 +433,31 @@ class Actor:
             case Failed(error=error):
                 life.end("errored", at_ms=at_ms, error=error)
             case Terminated():
+                self.rollback.break_off()
                 self.journal.cancel_open(at_ms=at_ms)
                 life.end("terminated", at_ms=at_ms)
             case Paused():
-                life.set_status("paused", paused=life.state.paused or deadline_in(self._host.clock, 0))
+                paused = life.state.paused or deadline_in(self._host.clock, 0)
+                life.set_status("paused", reason=life.state.reason, paused=paused)
             case Parked(wake_at_ms=wake_at_ms, reason=reason):
                 life.set_status("waiting", reason=reason, wake_at_ms=wake_at_ms)
             case Dead(reason=why):
                 life.set_status("dead", reason=why)
-            case Interrupted() | Broken():
+            case Interrupted() | Broken() | Deleted():
                 pass
         return outcome
 
-    # -- events and commands ---------------------------------------------------------------
-
-    def receive(self, type_: str, payload: Stored, *, token: str | None) -> None:
-        """Put an event into the file and hand it on. Raises `InstanceFinishedError`."""
-        if not self._was_done(f"event {type_!r}", token):
-            self.mailbox.receive(type_, payload, token=token)
+    # -- being stopped ---------------------------------------------------------------------
 
     def hibernate(self) -> None:
         """Stop the run so that the instance can leave memory. Only when `is_parked`."""
-        if self._run is not None:
-            self._run.stop("hibernate")
+        run = self._run
+        if run is not None and run.sought is not None:  # it may only wait for a deadline that struck before
+            idle_ms = self._host.clock.boot_ms() - self.last_active_ms
+            if idle_ms + 1 < self._host.limits.idle_grace_s * 1000:
+                return
+        if run is not None:
+            run.stop("hibernate")
 
     def tell_what_keeps_it_warm(self) -> None:
         """Write into the file, for people, why the instance stays in memory though it is idle."""
@@ -383,7 +476,7 @@ class Actor:
     def _send_to_itself(self, type_: str, payload: Any) -> None:
         check_event_type(type_)
         stored, _ = self._host.codec.coder(Any).record(payload)
-        self.receive(type_, stored, token=None)
+        self.control.receive(type_, stored, token=None)
 
     def shut_down(self) -> None:
         """Stop the run because the runtime is ending; attempts are recorded as interrupted."""
@@ -392,70 +485,15 @@ class Actor:
         )
         if self._run is not None:
             self._run.stop("shutdown")
-        self._ending = self._ending or "shutdown"
+        self.control.ending = self.control.ending or "shutdown"
 
     def break_off(self) -> None:
         """Stop the run because the file has failed; nothing more is recorded."""
-        self.calls.stop(
-            self.file.failure
-            if isinstance(self.file.failure, PerdureError)
-            else StateError("the instance was reset")
-        )
+        failure = self.file.failure
+        self.calls.stop(failure if isinstance(failure, PerdureError) else StateError("the instance was reset"))
         if self._run is not None:
             self._run.stop("broken")
 
     def declare_dead(self, reason: str) -> None:
         """Park the instance for good, until somebody resumes it."""
         self._settle(Dead(reason=reason))
-
-    def pause(self, *, who: str | None, token: str | None) -> None:
-        """Let steps under way finish, start no more, freeze the timers."""
-        pausing = self.lifecycle.state.status in ("paused", "waiting_for_pause")
-        if self._was_done("pause", token) or pausing or not self._command("pause", who, token):
-            return
-        now = deadline_in(self._host.clock, 0)
-        if self._run is None or self._run.pause():
-            self.lifecycle.set_status("paused", paused=now)
-        else:
-            self.lifecycle.set_status("waiting_for_pause", paused=now)
-
-    def resume(self, *, who: str | None, token: str | None) -> None:
-        """Take a pause back: waiting deadlines move by its length."""
-        state = self.lifecycle.state
-        if self._was_done("resume", token) or state.status not in ("paused", "waiting_for_pause", "dead"):
-            return
-        if not self._command("resume", who, token):
-            return
-        if state.paused is not None and state.status == "paused":
-            self.journal.shift(max(0, deadline_in(self._host.clock, 0).since(state.paused)))
-        if self._run is not None:
-            self._run.unpause()
-        self.lifecycle.set_status("running")
-
-    def terminate(self, *, who: str | None, token: str | None) -> None:
-        """End the instance: attempts under way are cancelled, and waited for."""
-        if self._was_done("terminate", token) or not self._command("terminate", who, token):
-            return
-        self._ending = "terminate"
-        if self._run is not None:
-            self._run.stop("terminate")
-        else:
-            self._settle(Terminated())
-
-    def _command(self, command: str, who: str | None, token: str | None) -> bool:
-        return self.lifecycle.command(command, at_ms=self._host.clock.wall_ms(), actor=who, token=token)
-
-    def _was_done(self, what: str, token: str | None) -> bool:
-        """Whether a finished instance got this very command before it ended: its reply was lost.
-
-        Raises `InstanceFinishedError` for any other command to a finished one.
-        """
-        status = self.lifecycle.state.status
-        if status in FINISHED:
-            if token is not None and (self.lifecycle.knows(token) or self.mailbox.knows(token)):
-                return True
-            raise InstanceFinishedError(
-                f"{self.key} has finished ({status}), so {what} cannot reach it", workflow=self.key.workflow,
-                instance_id=self.key.id,
-            )  # fmt: skip
-        return False

@@ -87,8 +87,8 @@ class StepCall(Generic[T]):
     async def _drive(self) -> T:
         run = self.run
         try:
-            if run.stopping is not None or EXPIRED.get():
-                await run.admit()
+            if run.stopping is not None or run.sought is not None or EXPIRED.get():
+                await run.admit(recorded=self.record is not None)
             return await self.perform()
         except PerdureError as error:
             if error is not run.file.failure:
@@ -100,6 +100,9 @@ class StepCall(Generic[T]):
 
     def queue(self, race: int) -> None:
         """Take a place in a race, by its seq, before any part of it runs: trio starts tasks in any order."""
+
+    def lost(self) -> None:
+        """Let go of what it has started, where it was cancelled: a rival has won their race."""
 
     async def perform(self) -> T:
         """Carry the call out: finish what the journal has of it, or do it from the start."""

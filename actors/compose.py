@@ -74,7 +74,7 @@ class GroupCall(Generic[R]):
             raise _only(group) from None
         finally:
             self.run.open_calls.pop(self, None)
-        return self.collect(_unwrapped(self.name, [results[index] for index in range(len(self.parts))]))
+        return self.collect(unwrapped(self.name, [results[index] for index in range(len(self.parts))]))
 
 
 async def _settled(part: StepCall[Any]) -> outcome.Outcome[Any]:
@@ -100,7 +100,8 @@ def _is_cancellation(error: BaseException) -> bool:
     return isinstance(error, trio.Cancelled)
 
 
-def _unwrapped(name: str, results: list[outcome.Outcome[Any]]) -> list[Any]:
+def unwrapped(name: str, results: list[outcome.Outcome[Any]]) -> list[Any]:
+    """Return the results of parts; raise one failure as it is, several as a group."""
     errors = [result.error for result in results if isinstance(result, outcome.Error)]
     if len(errors) == 1:
         raise errors[0]
@@ -149,6 +150,7 @@ class RaceCall(StepCall[tuple[str, T]]):
         for part in self.parts.values():
             if part.record is not None and not part.record.finished:
                 self.run.journal.end(part.record, "cancelled", at_ms=at_ms, error=None)
+            part.lost()
 
     def _decided(self, race: int) -> str | None:
         """Return the first part that has finished already, or gets an event that is there already."""
@@ -223,7 +225,7 @@ class DeadlineCall(StepCall[bool], AbstractAsyncContextManager["DeadlineCall"]):
     async def __aenter__(self) -> Self:
         run = self.run
         self.awaited = True
-        await run.admit()
+        await run.admit(recorded=self.record is not None)
         clock = run.host.clock
         step = self.record
         if step is None:

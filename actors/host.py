@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from perdure.actors.child_host import ChildHost
 from perdure.actors.functions import FunctionHost
 from perdure.limits import Limits
 from perdure.storage.codec import Codec
@@ -75,6 +76,7 @@ class Host:
     limits: Limits
     replay: Replay
     idle: int = 0  # how many runs only wait, so that nobody has to look at each
+    children: ChildHost | None = None  # what the engine does for the children of instances
     runtime: Any = None  # what `ctx.runtime` shows to user code; its class lives a floor above
 
 

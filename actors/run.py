@@ -32,22 +32,35 @@ from perdure.actors.functions import Library
 from perdure.actors.host import Host, remaining_ms
 from perdure.actors.identity import Names
 from perdure.actors.mailbox import Mailbox
+from perdure.actors.offspring import Children
 from perdure.errors import DivergenceError, WorkflowCodeError
 from perdure.storage.codec import Coder
 from perdure.storage.files import InstanceFile
-from perdure.storage.journal import Journal
-from perdure.storage.records import Deadline, Key
+from perdure.storage.journal import Journal, Step
+from perdure.storage.records import Deadline, Key, Stored
 
 FAR_S: Final = 1e17
 """A deadline on trio's clock that never comes and is not infinity."""
 
+Identity = tuple[str, str, int]
+"""Kind, name and occurrence of a step."""
+
 EXPIRED: ContextVar[tuple[trio.CancelScope, ...]] = ContextVar("perdure_expired_deadlines", default=())
 """The scopes of durable deadlines that struck in an earlier run, around the task that looks."""
 
-Stop = Literal["replay", "hibernate", "pause", "terminate", "expire", "shutdown", "broken"]
+Stop = Literal[
+    "replay", "hibernate", "pause", "terminate", "expire", "shutdown", "broken", "registered", "restart", "delete"
+]
+
+INTERRUPTING: Final = ("shutdown", "restart", "delete")
+"""Reasons for which an attempt is recorded as interrupted, not as cancelled: its step may go on later."""
 
 ENDING: Final = (None, "terminate", "expire")
 """Whether a cancelled call is over for good: by the user's own scope (None), or with the instance."""
+
+
+GoOn = Callable[[Stored, Literal["latest", "same"]], None]
+"""What is called to have the instance go on with new params and an empty journal."""
 
 
 class Report(Protocol):
@@ -74,8 +87,11 @@ class Run:
     """One call of `run()` under way. Made anew for each replay; used by step calls and the actor.
 
     `running` counts attempts under way; `open_calls` holds calls made and not finished, in order.
-    `callees` remembers what the step functions of this run are like; `held`: no attempt may start now.
+    `callees` remembers what the step functions of this run are like, `declared` the steps that decorators
+    declared, by name, `patches` what `step.patched` has answered; `token` leads into the loop from other threads; `held`: no attempt may start now.
     `on_first_wait`, where somebody has set it, is called when an attempt begins or a call parks.
+    `handlers` are the rollback handlers that its calls have registered. A run that is replayed for
+    handlers alone has in `sought` those that are still missing, and begins no step that is not recorded.
     `overdue` names the attempts that are past their timeout and cannot be stopped. `on_quiet` is called
     when the last attempt has ended or a call has parked, `on_overdue` when `overdue` has changed.
     """
@@ -87,6 +103,9 @@ class Run:
         file: InstanceFile,
         journal: Journal,
         mailbox: Mailbox,
+        children: Children,
+        go_on: GoOn,
+        accept_params: Callable[[Any], Stored],
         host: Host,
         library: Library,
         incarnation: int,
@@ -99,6 +118,9 @@ class Run:
         self.file = file
         self.journal = journal
         self.mailbox = mailbox
+        self.children = children
+        self.go_on = go_on
+        self.accept_params = accept_params
         self.host = host
         self.library: Library = library
         self.instance = str(key)
@@ -107,11 +129,16 @@ class Run:
         self.names = Names(trio.lowlevel.current_task())
         self.open_calls: dict[Any, None] = {}
         self.callees: dict[object, tuple[Callee, Coder]] = {}
+        self.declared: dict[str, Any] = {}
+        self.patches: dict[str, Step] = {}
+        self.token = trio.lowlevel.current_trio_token()
         self.describe = host.codec.describe_input
         self.replays_always = host.replay == "always"
         self.held = False
         self.running = 0
         self.overdue: dict[str, None] = {}
+        self.handlers: dict[Identity, Any] = {}
+        self.sought: set[Identity] | None = None
         self.stopping: Stop | None = None
         self.pausing = False
         self.over = False
@@ -211,11 +238,22 @@ class Run:
                 del self.open_calls[call]
             raise
 
-    async def admit(self) -> None:
-        """Let a call begin, or raise cancellation again in a run that is being stopped."""
+    def register(self, identity: Identity, handler: Any) -> None:
+        """Keep a step's rollback handler. A replay for handlers ends with the last that was missing."""
+        self.handlers[identity] = handler
+        if self.sought is not None:
+            self.sought.discard(identity)
+            if not self.sought:
+                self.stop("registered")
+
+    async def admit(self, *, recorded: bool = False) -> None:
+        """Let a call begin, or raise cancellation again in a run that is being stopped.
+
+        In a replay for rollback handlers a call that is not `recorded` waits until the run is stopped.
+        """
         for scope in EXPIRED.get():  # a new call inside a deadline that has struck already
             scope.cancel()
-        if self.stopping is not None:
+        if self.stopping is not None or (self.sought is not None and not recorded):
             await self.until_cancelled()
 
     async def may_start(self) -> None:

@@ -20,6 +20,7 @@ from perdure.actors.do import DoCall, known_of
 from perdure.actors.durations import Duration, point_in_time, seconds
 from perdure.actors.identity import function_identity
 from perdure.actors.instant import TransactionCall, ValueCall
+from perdure.actors.patch import PatchCall
 from perdure.actors.retry import DEFAULT_CONFIG
 from perdure.actors.signatures import (
     CallOrAny,
@@ -28,6 +29,8 @@ from perdure.actors.signatures import (
     D,
 )
 from perdure.actors.step_do import DoSteps
+from perdure.actors.step_family import FamilySteps
+from perdure.actors.streams import WritableCall
 from perdure.actors.waiting import EventCall, SleepCall, StepEvent
 from perdure.errors import InvalidArgumentError
 from perdure.storage.names import check_event_type
@@ -40,7 +43,7 @@ I = TypeVar("I")  # noqa: E741 - the type of an item of step.map
 Ts = TypeVarTuple("Ts")
 
 
-class WorkflowStep(DoSteps):
+class WorkflowStep(FamilySteps, DoSteps):
     """The step methods of one run. Prior art: Cloudflare Workflows' `WorkflowStep`."""
 
     __slots__ = ()
@@ -194,6 +197,32 @@ class WorkflowStep(DoSteps):
                 calls[key] = DoCall(self._run, f"{name}[{key}]", part, (), known, DEFAULT_CONFIG, None, 3)
         return calls
 
+    @overload
+    def writable(
+        self, name: str, *, of: type[R], key: object = None, sensitive: bool = False
+    ) -> WritableCall[R]: ...
+    @overload
+    def writable(
+        self, name: str, *, of: object = Any, key: object = None, sensitive: bool = False
+    ) -> WritableCall[Any]: ...
+
+    def writable(
+        self, name: str, *, of: object = Any, key: object = None, sensitive: bool = False
+    ) -> WritableCall[Any]:
+        """`async with step.writable(name) as out:` opens a durable stream, which is read while it is written.
+
+        Hand `out` to step functions: what they write is readable from `instance.stream(name)` once it is
+        durable, and not written again on a replay; what a failed attempt wrote is superseded. `of` is
+        the annotation of a chunk. The stream ends with the body; each name is opened once.
+
+        Raises `InvalidNameError`, `AmbiguousStepError`, and `EncodingError` for an annotation that
+        nothing restores.
+
+        >>> async with step.writable("tokens") as out:
+        ...     await step.do("ask", ask_model, out, "When is high water?")
+        """
+        return WritableCall(self._run, name, of=of, key=key, sensitive=sensitive, depth=2)
+
     def move_on_after(self, name: str, duration: Duration) -> DeadlineCall:
         """`async with step.move_on_after(name, duration) as scope:` ends its body after `duration`.
 
@@ -206,6 +235,23 @@ class WorkflowStep(DoSteps):
         True
         """
         return DeadlineCall(self._run, name, seconds(duration), depth=2)
+
+    # -- changes of the code ---------------------------------------------------------------
+
+    def patched(self, change: str) -> PatchCall:
+        """Whether this instance takes the new path of a change of the code: `if await step.patched("id")`.
+
+        True for an instance that had not come further than this when it first asked; False for one that
+        has recorded steps which this run has still to ask for, and so was on the old path. The answer
+        is recorded under the id and stays. Once no instance is on the old path any more, the call
+        can be taken out of the code.
+
+        Raises `InvalidNameError`.
+
+        >>> await step.patched("levels from the new service")
+        True
+        """
+        return PatchCall(self._run, change, depth=2)
 
     # -- instant ---------------------------------------------------------------------------
 
@@ -257,7 +303,8 @@ class WorkflowStep(DoSteps):
         >>> await step.transaction("count", count, "steps") > 10
         True
         """
-        if callee_of(fn, "trio").kind != "plain":
+        callee = callee_of(fn, "trio")
+        if callee.kind != "plain" or callee.streams:
             raise InvalidArgumentError(
                 f"step.transaction({name!r}) needs a plain function: it runs inside one transaction"
             )

@@ -13,16 +13,22 @@ from __future__ import annotations
 import functools
 import inspect
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeGuard, get_args, get_origin
 
 import msgspec
 
+from perdure.actors.concurrency import Concurrency, read_concurrency
+from perdure.actors.durations import Duration
 from perdure.actors.methods import methods_of
+from perdure.actors.retention import Retention, retention_of
+from perdure.actors.schedules import Recurrence, read_schedules
 from perdure.actors.storage_api import ActorStorage
 from perdure.errors import InvalidArgumentError
+from perdure.storage.codec import Codec
 from perdure.storage.names import check_workflow_name
+from perdure.storage.records import Stored
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
@@ -40,10 +46,11 @@ StepLibrary = Literal["trio", "asyncio"]
 
 
 class Schedule(msgspec.Struct, frozen=True, kw_only=True):
-    """Why a scheduled instance was created."""
+    """Why a scheduled instance was created: the expression of its schedule, the moment meant, and its id."""
 
     cron: str
     scheduled_at: datetime
+    id: str = ""
 
 
 class WorkflowEvent(msgspec.Struct, Generic[P], frozen=True, kw_only=True):
@@ -96,7 +103,7 @@ class WorkflowEntrypoint(Generic[Env]):
     """The base class of a workflow. Write `run`; name each unit of work with `step.do`.
 
     Class attributes: `name` (default: the class's name), `version`, `on_divergence`,
-    `step_library`.
+    `step_library`, `retention`, `schedules`, `concurrency`.
 
     >>> class Greet(WorkflowEntrypoint):
     ...     async def run(self, event, step):
@@ -110,6 +117,12 @@ class WorkflowEntrypoint(Generic[Env]):
     on_divergence: ClassVar[OnDivergence | None] = None
     """None: another kind of step under a recorded name fails, lesser differences warn."""
     step_library: ClassVar[StepLibrary] = "trio"
+    retention: ClassVar[Retention | Duration | None] = None
+    """How long an instance is kept once it has ended; None: as long as the `App` says."""
+    schedules: ClassVar[Sequence[Recurrence]] = ()
+    """When instances are created by themselves: `Cron` and `Every`."""
+    concurrency: ClassVar[Concurrency | None] = None
+    """How many instances may run at a time, in all or for each key, and how many start in a while."""
 
     run: Callable[..., Any]
     """`async def run(self, event: WorkflowEvent[P], step: WorkflowStep) -> R`, given by the subclass."""
@@ -130,8 +143,18 @@ class Definition(msgspec.Struct, frozen=True, kw_only=True):
     has_params: bool
     on_divergence: OnDivergence | None
     step_library: StepLibrary
+    retention: Retention | None
+    schedules: tuple[Recurrence, ...]
+    concurrency: Concurrency | None
     methods: dict[str, Any]
     """Of `Method`: what can be called from outside, by name."""
+
+
+def accept_params(definition: Definition, params: Any, *, codec: Codec) -> Stored:
+    """Return params as they are stored. Raises `InvalidParamsError` where they do not fit."""
+    if params is None and not definition.has_params:
+        return "null"
+    return codec.coder(definition.params).accept(params)[0]
 
 
 def is_workflow(value: object) -> TypeGuard[type[WorkflowEntrypoint[Any]]]:
@@ -173,6 +196,9 @@ def define(cls: Any) -> Definition:
         has_params=has_params,
         on_divergence=cls.on_divergence,
         step_library=cls.step_library,
+        retention=retention_of(cls.retention, f"{cls.__qualname__}.retention"),
+        schedules=read_schedules(cls),
+        concurrency=read_concurrency(cls),
         methods=methods_of(cls, WorkflowEntrypoint),
     )
 

@@ -19,20 +19,26 @@ import msgspec
 import trio
 
 from perdure.actors.actor import Actor
+from perdure.actors.control import RestartFrom
 from perdure.actors.methods import MethodCall, MethodReply
-from perdure.actors.outcome import Completed, Dead, Failed, Outcome, Terminated
+from perdure.actors.outcome import Completed, Dead, Failed, Interrupted, Outcome, Terminated
 from perdure.engine.app import App
 from perdure.engine.folder import StateFolder
+from perdure.engine.readers import Readers
 from perdure.engine.status import InstanceStatus
 from perdure.engine.timers import WaitingClock
-from perdure.errors import InstanceFinishedError, InstanceNotFoundError, PerdureError
+from perdure.errors import InstanceExpiredError, InstanceFinishedError, InstanceNotFoundError, PerdureError
 from perdure.storage.catalog import Catalog
 from perdure.storage.codec import Codec
+from perdure.storage.family import ChildEnd
 from perdure.storage.peek import peek_state
 from perdure.storage.records import Birth, CatalogRow, InstanceState, Key, Stored
+from perdure.storage.removals import DELETING
 from perdure.storage.writer import CatalogWriter
 
-CommandName = Literal["send-event", "pause", "resume", "terminate", "open"]
+CommandName = Literal[
+    "send-event", "pause", "resume", "terminate", "restart", "delete", "open", "child-ended"
+]
 
 
 class Command(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -43,18 +49,26 @@ class Command(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     payload: Any = "null"  # `Stored`: on its way, text and bytes are told apart only so
     who: str | None = None
     token: str | None = None
+    origin: RestartFrom = RestartFrom()
+    rollback: bool = False
 
     def give(self, actor: Actor) -> None:
         """Have the actor write it down. Raises what the actor raises."""
         match self.name:
             case "send-event":
-                actor.receive(self.type, self.payload, token=self.token)
+                actor.control.receive(self.type, self.payload, token=self.token)
             case "pause":
-                actor.pause(who=self.who, token=self.token)
+                actor.control.pause(who=self.who, token=self.token)
             case "resume":
-                actor.resume(who=self.who, token=self.token)
+                actor.control.resume(who=self.who, token=self.token)
             case "terminate":
-                actor.terminate(who=self.who, token=self.token)
+                actor.control.terminate(who=self.who, token=self.token, rollback=self.rollback)
+            case "restart":
+                actor.control.restart(self.origin, who=self.who, token=self.token)
+            case "delete":
+                actor.control.delete(self.token)
+            case "child-ended":
+                actor.children.ended(msgspec.json.decode(self.payload, type=list[ChildEnd]))
             case "open":
                 pass
 
@@ -97,6 +111,11 @@ class Access(Protocol):
         ...
 
     @property
+    def readers(self) -> Readers:
+        """Who reads the files of instances at rest."""
+        ...
+
+    @property
     def closing(self) -> bool:
         """Whether the runtime is ending."""
         ...
@@ -112,6 +131,14 @@ class Access(Protocol):
 
     def forget(self, key: Key) -> None:
         """Forget how an instance ended: another incarnation takes its place."""
+        ...
+
+    def removed(self, key: Key) -> None:
+        """Forget an instance that was deleted, and have those who wait for it look again."""
+        ...
+
+    def posted(self) -> None:
+        """Have whoever delivers posts between parents and children look: there are some."""
         ...
 
     async def add(self, birth: Birth, params: Stored, *, start_at_ms: int | None, replace: bool) -> None:
@@ -182,7 +209,7 @@ async def peek(access: Access, key: Key) -> InstanceState:
 
 def required(row: CatalogRow | None, key: Key, folder: StateFolder) -> CatalogRow:
     """Return a row that has to be there. Raises `InstanceNotFoundError`."""
-    if row is None:
+    if row is None or row.open == DELETING:
         raise InstanceNotFoundError(
             f"there is no instance {key} in {folder.root}; `perdure list` shows those there are",
             workflow=key.workflow,
@@ -191,10 +218,20 @@ def required(row: CatalogRow | None, key: Key, folder: StateFolder) -> CatalogRo
     return row
 
 
+def refuse_expired(row: CatalogRow) -> None:
+    """Raise `InstanceExpiredError` where the instance has no file any more."""
+    if row.archived is not None:
+        raise InstanceExpiredError(
+            f"{row.key} has ended ({row.status}), and {row.reason or 'its retention is over'}",
+            workflow=row.workflow,
+            instance_id=row.id,
+        )
+
+
 def refuse_finished(row: CatalogRow) -> InstanceFinishedError:
     """Return the error for a command to an instance that has finished."""
     return InstanceFinishedError(
-        f"{row.key} has finished ({row.status}): nothing can reach it any more",
+        f"{row.key} has finished ({row.status}): nothing but restart() and delete() can reach it",
         workflow=row.workflow,
         instance_id=row.id,
     )
@@ -204,11 +241,16 @@ async def stored_outcome(access: Access, row: CatalogRow) -> Outcome:
     """Return how an instance at rest has ended, as its file has it."""
     if row.status == "dead":
         return Dead(reason=row.reason or "")
+    if row.status == "terminated":
+        return Terminated()
+    refuse_expired(row)
     state = await peek(access, row.key)
     match state.status:
         case "complete":
             return Completed(output=state.output if state.output is not None else "null")
         case "errored":
             return Failed(error=state.error or "{}")
-        case _:
+        case "terminated":
             return Terminated()
+        case _:  # somebody has restarted it since its row was read
+            return Interrupted()

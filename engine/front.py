@@ -15,7 +15,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Final
 
@@ -24,7 +24,15 @@ import trio
 
 from perdure.actors.methods import MethodCall, MethodReply
 from perdure.actors.outcome import Outcome
-from perdure.engine.access import Command, ElsewhereError, queue, refuse_finished, required, stored_outcome
+from perdure.engine.access import (
+    Command,
+    ElsewhereError,
+    queue,
+    refuse_expired,
+    refuse_finished,
+    required,
+    stored_outcome,
+)
 from perdure.engine.app import App
 from perdure.engine.folder import StateFolder
 from perdure.engine.line import LineClosedError
@@ -38,11 +46,13 @@ from perdure.engine.messages import (
     Forget,
     Look,
     Message,
+    Posted,
     Request,
     ended,
     failed,
     outcome_of,
 )
+from perdure.engine.readers import Readers
 from perdure.engine.statistics import RuntimeStatistics, united
 from perdure.engine.status import InstanceStatus, status_at_rest
 from perdure.engine.supervisor import Supervisor, Worker
@@ -85,6 +95,8 @@ class Front:
         self.catalog = catalog
         self.writer = writer
         self.closing = False
+        self.on_posted: Callable[[], None] | None = None
+        self.readers = Readers()
         self._supervisor: Supervisor | None = None
         self._outcomes: collections.OrderedDict[Key, Outcome] = collections.OrderedDict()
         self._turns: dict[Key, trio.Event] = {}
@@ -126,9 +138,11 @@ class Front:
                 self._counters[worker.number] = msgspec.msgpack.decode(data, type=RuntimeStatistics)
                 self._drop_old_counters()
             case Forget(workflow=workflow, id=id_):
-                self.forget(Key(workflow, id_))
+                self.removed(Key(workflow, id_))
             case Look():
                 self.ring()
+            case Posted():
+                self.posted()
             case _:
                 pass
 
@@ -191,6 +205,18 @@ class Front:
     def forget(self, key: Key) -> None:
         """Forget how an instance ended: another incarnation takes its place, or it is revived."""
         self._outcomes.pop(key, None)
+
+    def removed(self, key: Key) -> None:
+        """Forget an instance that was deleted, and have those who wait for it look again."""
+        self.forget(key)
+        self._wake(self._changes, key)
+        self._wake(self._turns, key)
+        self.posted()
+
+    def posted(self) -> None:
+        """Have whoever delivers posts between parents and children look."""
+        if self.on_posted is not None:
+            self.on_posted()
 
     def require(self, key: Key) -> CatalogRow:
         """Return an instance's row. Raises `InstanceNotFoundError`."""
@@ -255,11 +281,13 @@ class Front:
     @contextlib.asynccontextmanager
     async def reading(self, key: Key) -> AsyncGenerator[tuple[Path, bool]]:
         """Give the file's path, which a worker may be writing to; it is made where it is not born yet."""
+        refuse_expired(self.require(key))
         await self._made(key)
         await self.synced(key)
         path = self.folder.instance(key)
         try:
-            yield path, False
+            with self.readers.reading(key):
+                yield path, False
         finally:
             row = self.catalog.find(key)
             if row is None or not row.open:  # a closed file that was read has side files now
@@ -290,7 +318,7 @@ class Front:
         if key in self._outcomes:
             return True
         row = self.require(key)
-        return row.status in FINISHED or (row.status == "dead" and not row.open)
+        return row.status in (*FINISHED, "dead") and not row.open
 
     def change_of(self, key: Key) -> trio.Event:
         """Return an event that is set at the instance's next commit, or when it is time to look again."""
@@ -317,7 +345,11 @@ class Front:
         while True:
             self._refuse_closing()
             row = self.require(key)
-            if row.status in FINISHED and not row.open:
+            if command.name == "delete" and not row.open:
+                return
+            if command.name == "restart":
+                refuse_expired(row)
+            if row.status in FINISHED and not row.open and command.name != "restart":
                 await self._refuse_finished(row, command)
                 return
             supervisor = self.supervisor
@@ -325,9 +357,12 @@ class Front:
             if worker is None:
                 await supervisor.changed(AGAIN_S)
                 continue
-            if command.name == "resume":
+            revives = command.name in ("resume", "restart")
+            if revives:
                 self.forget(key)
             if await self._ask(worker, "command", key, command) is not None:
+                if revives:  # the owner may have told how it ended before on its way here
+                    self.forget(key)
                 return
 
     async def call(self, key: Key, call: MethodCall) -> MethodReply:
@@ -354,8 +389,10 @@ class Front:
 
     async def _refuse_finished(self, row: CatalogRow, command: Command) -> None:
         """Raise `InstanceFinishedError`, unless this very command was carried out and its reply was lost."""
-        path = self.folder.instance(row.key)
-        if command.token is None or not await trio.to_thread.run_sync(peek_token, path, command.token):
+        path, token = self.folder.instance(row.key), command.token
+        if row.archived is not None or token is None:
+            raise refuse_finished(row)
+        if not await trio.to_thread.run_sync(peek_token, path, token):
             raise refuse_finished(row)
 
 

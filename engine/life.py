@@ -26,6 +26,7 @@ from perdure.actors.outcome import (
     Broken,
     Completed,
     Dead,
+    Deleted,
     Failed,
     Interrupted,
     Outcome,
@@ -34,7 +35,11 @@ from perdure.actors.outcome import (
     Terminated,
 )
 from perdure.actors.workflow import Definition
+from perdure.engine.app import App
+from perdure.engine.expiry import expires_at_ms
 from perdure.engine.folder import StateFolder
+from perdure.engine.removal import remove_files
+from perdure.engine.settlements import settlement_of
 from perdure.engine.unwritten import Unwritten
 from perdure.errors import (
     InstanceDamagedError,
@@ -84,6 +89,19 @@ class Owner(Protocol):
     writings: FileHost
     worker: int
     env: Any
+    app: App
+
+    def posted(self) -> None:
+        """Note that there are posts between parents and children."""
+        ...
+
+    def removed(self, key: Key) -> None:
+        """Forget an instance that is deleted."""
+        ...
+
+    def expires(self, at_ms: int) -> None:
+        """Look at that time whether the retention of an instance is over."""
+        ...
 
     def quiet(self, actor: Actor) -> None:
         """Note that all of the actor is parked."""
@@ -125,14 +143,16 @@ class Life:
         self.crashes = 0
         self.quiet_timer_set = False
         self.will_wake = False
+        self.needs_place = False  # it only takes a command: whether it may move is decided when it is claimed
         self._owner = owner
         self._definition = definition
         self._users = 0
         self._unused = trio.Event()
         self._touched = False
         self._shutting_down = False
-        self._again = trio.Event()
         self._unwritten = Unwritten(self, owner, expected=newborn)
+        self._again = trio.Event()
+        self._epoch = 0
         self._unsaved = False  # whether the log alone has what the file should have
 
     # -- from birth to rest ----------------------------------------------------------------
@@ -171,7 +191,7 @@ class Life:
 
     async def _open(self, row: CatalogRow) -> None:
         owner = self._owner
-        epoch = row.epoch
+        epoch = self._epoch = row.epoch
         birth = decode_birth(row.birth)
         in_memory = self._unwritten.make()
         if in_memory is None:
@@ -193,7 +213,8 @@ class Life:
         if not newborn:  # an older catalog may count from further back than the file
             self.actor.lifecycle.own(max(epoch, self.actor.lifecycle.state.epoch + 1))
         if birth is not None and birth.event_type is not None and birth.event_payload is not None:
-            self.actor.receive(birth.event_type, birth.event_payload, token=f"birth-{birth.incarnation}")
+            token = f"birth-{birth.incarnation}"
+            self.actor.control.receive(birth.event_type, birth.event_payload, token=token)
         self.crashes = row.crashes
         # One that only waited is most likely innocent; it goes last, should deaths go on without the others.
         crashes_max = owner.host.limits.crashes_max * (2 if self.actor.was_waiting else 1)
@@ -277,6 +298,9 @@ class Life:
         assert actor is not None
         assert file is not None
         self.ending = True
+        if isinstance(outcome, Deleted):
+            await self._remove(actor.control.deletion_token)
+            return
         with trio.CancelScope(shield=True):
             if not isinstance(outcome, Broken):
                 try:
@@ -285,6 +309,7 @@ class Life:
                     outcome = Broken(error=error)
             if not isinstance(outcome, Broken | Interrupted):
                 owner.announce(self.key, outcome)
+            family = settlement_of(actor, outcome, had_ended=self.found in FINISHED)
             await self._close()
             if isinstance(outcome, Broken):
                 await self._reset(outcome.error)
@@ -293,9 +318,11 @@ class Life:
             status, reason, wake = self._summary(outcome, actor)
             until_ms = outcome.until_ms if isinstance(outcome, Parked) and self._definition else None
             state = actor.lifecycle.state
+            expires_ms = expires_at_ms(state, self._definition, owner.app)
             self.will_wake = wake is not None or until_ms is not None
-            await self._tell(
-                lambda catalog: catalog.settle(
+
+            def settle(catalog: Catalog) -> None:
+                catalog.settle(
                     key,
                     status,
                     reason=reason,
@@ -304,8 +331,39 @@ class Life:
                     wake=wake,
                     until_ms=until_ms,
                     version=state.version,
+                    expires_ms=expires_ms,
                 )
-            )
+                if family is not None:
+                    family.post(catalog, at_ms=state.ended_at_ms or 0)
+
+            await self._tell(settle)
+            if family is not None:
+                owner.posted()
+            if expires_ms is not None:
+                owner.expires(expires_ms)
+
+    async def _remove(self, token: str | None) -> None:
+        """Close the file of an instance that somebody deletes, then do as `removal.delete_all` does."""
+        owner, key, epoch = self._owner, self.key, self._epoch
+        path, marked = owner.folder.instance(key), False
+
+        def mark(catalog: Catalog) -> None:
+            nonlocal marked
+            marked = catalog.removals.mark_own(key, epoch, token)
+
+        with trio.CancelScope(shield=True):
+            await self._close()
+            await self._tell(mark)
+            if not marked:  # the runtime ends, or the row has another owner: the instance stays
+                return
+            owner.removed(key)
+            try:
+                await owner.closings.do(lambda: remove_files([path]))
+            except StateError as error:
+                logger.error("the file of %s, which is deleted, stays for now: %s", key, error)
+                return
+            at_ms = owner.host.clock.wall_ms()
+            await self._tell(lambda catalog: catalog.removals.drop([key], at_ms=at_ms))
 
     def _summary(self, outcome: AtRest, actor: Actor) -> tuple[Status, str | None, Deadline | None]:
         clock = self._owner.host.clock
@@ -317,7 +375,7 @@ class Life:
             case Terminated():
                 return "terminated", None, None
             case Paused():
-                return "paused", None, None
+                return "paused", actor.lifecycle.state.reason, None
             case Dead(reason=reason):
                 return "dead", reason, None
             case Parked(wake=wake, reason=reason):
@@ -327,9 +385,10 @@ class Life:
                         "no class for it in the process that had it",
                         deadline_in(clock, 0),
                     )
-                return "waiting", reason, wake
+                return "queued" if self.needs_place else "waiting", reason, wake
             case Interrupted():
-                return "running", "its runtime ended", deadline_in(clock, 0)
+                status = actor.lifecycle.state.status if self.needs_place else "running"
+                return status, "its runtime ended", deadline_in(clock, 0)
 
     async def _failed_to_open(self, error: PerdureError) -> None:
         """Report an instance whose file cannot be used; the others go on."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Final
 
@@ -13,10 +13,19 @@ import trio
 from perdure.actors.actor import Actor
 from perdure.actors.methods import MethodCall, MethodReply
 from perdure.actors.outcome import Completed, Dead, Failed, Outcome, Terminated
-from perdure.engine.access import Command, ElsewhereError, queue, refuse_finished, stored_outcome
+from perdure.engine.access import (
+    Command,
+    ElsewhereError,
+    queue,
+    refuse_expired,
+    refuse_finished,
+    stored_outcome,
+)
 from perdure.engine.app import App
+from perdure.engine.children import with_outcomes
 from perdure.engine.folder import StateFolder
 from perdure.engine.loop import GameLoop
+from perdure.engine.readers import Readers
 from perdure.engine.status import InstanceStatus, status_at_rest, status_of
 from perdure.engine.timers import WaitingClock
 from perdure.errors import PerdureError, RuntimeClosedError
@@ -40,6 +49,7 @@ class LocalAccess:
         self.loop = loop
         self._clock = clock
         self.queries = queries
+        self.readers = Readers()
 
     @property
     def folder(self) -> StateFolder:
@@ -97,6 +107,10 @@ class LocalAccess:
         """Have the next tick come at once."""
         self.loop.ring()
 
+    def posted(self) -> None:
+        """Have whoever delivers posts between parents and children look."""
+        self.loop.posted()
+
     async def add(self, birth: Birth, params: Stored, *, start_at_ms: int | None, replace: bool) -> None:
         """Put a new instance into the queue, or start it at once where nothing waits before it.
 
@@ -118,6 +132,11 @@ class LocalAccess:
         """Forget how an earlier incarnation ended."""
         self.loop.forget(key)
 
+    def removed(self, key: Key) -> None:
+        """Forget an instance that was deleted, and have those who wait for it look again."""
+        self.loop.removed(key)
+        self.posted()
+
     def require(self, key: Key) -> CatalogRow:
         """Return an instance's row. Raises `InstanceNotFoundError`."""
         return self.loop.require(key)
@@ -129,8 +148,10 @@ class LocalAccess:
             outcome = self.loop.outcome(key)
             if outcome is None and key not in self.loop.lives:
                 row = self.loop.require(key)
-                if row.status in FINISHED or row.status == "dead":
+                if (row.status in FINISHED or row.status == "dead") and not row.open:
                     outcome = await stored_outcome(self, row)
+                    if self.loop.require(key) != row:  # restarted, while its file was read as immutable
+                        continue
             match outcome:
                 case Completed() | Failed() | Terminated() | Dead():
                     return outcome
@@ -154,7 +175,11 @@ class LocalAccess:
             waits = life.actor.waits()
             reason = state.reason or waits.reason
             return status_of(status, reason, state.error, state, wake_at_ms=waits.wake_at_ms)
-        status_now = await trio.to_thread.run_sync(status_at_rest, row, self.folder.instance(key))
+        while True:
+            status_now = await trio.to_thread.run_sync(status_at_rest, row, self.folder.instance(key))
+            before, row = row, self.loop.require(key)
+            if row == before:  # nobody has opened it meanwhile, and written to what was read as immutable
+                break
         if life is not None and life.stuck is not None:
             return msgspec.structs.replace(status_now, reason=str(life.stuck))
         return status_now
@@ -166,17 +191,38 @@ class LocalAccess:
 
     async def command(self, key: Key, command: Command) -> None:
         """Carry out a command; it returns once that is durable, `terminate` once the instance is closed."""
+        if command.name == "child-ended":
+            command = await with_outcomes(self, command)
         await self.loop.at_rest(key)
         row = self.loop.require(key)
+        if command.name == "delete":
+            if row.open or key in self.loop.lives:
+                await self.loop.command(key, command.give)
+                await self.loop.closed(key)
+            return
+        if command.name == "restart":
+            await self._restart(key, command)
+            return
         if row.status in FINISHED and key not in self.loop.lives:
-            if command.token is not None and await trio.to_thread.run_sync(
+            if row.archived is None and command.token is not None and await trio.to_thread.run_sync(
                 peek_token, self.folder.instance(key), command.token
             ):
                 return  # it was carried out, and its reply was lost with an earlier owner
             raise refuse_finished(row)
         await self.loop.command(key, command.give)
-        if command.name == "terminate":
+        if command.name == "terminate" and not command.rollback:
             await self.loop.closed(key)
+        if command.name == "resume" and row.status in ("paused", "dead"):
+            await self.writer.write(lambda catalog: catalog.revived(key))
+
+    async def _restart(self, key: Key, command: Command) -> None:
+        refuse_expired(self.loop.require(key))
+        async with self.readers.kept_out(key):
+            await self.loop.command(key, command.give)
+            life = self.loop.lives.get(key)
+            if life is not None:
+                life.found = "running"  # it ends anew, so that is counted
+        await self.writer.write(lambda catalog: catalog.revived(key))
 
     async def call(self, key: Key, call: MethodCall) -> MethodReply:
         """Carry out a call of a method. It goes on where its caller is cancelled."""
@@ -221,11 +267,22 @@ class LocalAccess:
             await life.synced()
             if life.ending:
                 await life.closed.wait()
+        with self.readers.reading(key) as may_be_immutable:
+            async with self._reading(key, may_be_immutable) as file:
+                yield file
+
+    @contextlib.asynccontextmanager
+    async def _reading(
+        self, key: Key, may_be_immutable: Callable[[], bool]
+    ) -> AsyncGenerator[tuple[Path, bool]]:
+        loop = self.loop
+        refuse_expired(loop.require(key))
         path = self.folder.instance(key)
         # A reader that was open when the owner closed the file has left the last commits in the WAL.
         whole = key not in loop.lives and await trio.to_thread.run_sync(bring_to_rest, path)
         # One that only rests may wake while it is read, and what is written then must not be overlooked.
-        immutable = whole and key not in loop.lives and loop.require(key).status in FINISHED
+        row = loop.require(key)
+        immutable = whole and key not in loop.lives and row.status in FINISHED and may_be_immutable()
         try:
             yield path, immutable
         finally:

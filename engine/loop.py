@@ -25,8 +25,9 @@ import trio
 from perdure.actors.actor import Actor
 from perdure.actors.host import Host, deadline_in, remaining_ms
 from perdure.actors.outcome import Outcome
-from perdure.engine.access import ElsewhereError, required
+from perdure.engine.access import ElsewhereError, refuse_expired, required
 from perdure.engine.app import App
+from perdure.engine.flow import Flow
 from perdure.engine.folder import StateFolder
 from perdure.engine.life import Life
 from perdure.engine.statistics import Tally
@@ -86,9 +87,12 @@ class GameLoop:
         self.worker = worker
         self.workers = 1  # how many share the work, this one included
         self.env = env
+        self.flow = Flow(app.rules, catalog)
         self.lives: dict[Key, Life] = {}
         self.ticks = 0
         self.tally = Tally()
+        self.on_posted: Callable[[], None] | None = None
+        self.on_expiring: Callable[[int], None] | None = None
         self._visits = trio.Semaphore(host.limits.visits_max)
         self.closing = False
         self._outcomes: collections.OrderedDict[Key, Outcome] = collections.OrderedDict()
@@ -134,7 +138,9 @@ class GameLoop:
         """Claim what can move, as far as there is room, and start it; then wait for what moves next."""
         while self._look and self.app.definitions and not self.closing and (room := self._room()) > 0:
             self._look = False
-            moves = self.catalog.next_moves(self.app.definitions)
+            moves = self.catalog.next_moves(self.app.definitions, self.host.clock.wall_ms())
+            if self.flow.rules:
+                self.flow.make_places(self.lives.values())
             if not self._can_move(moves):
                 self._schedule(moves)
                 return
@@ -203,6 +209,10 @@ class GameLoop:
         for actor in parked[: max(1, len(parked) // 8)]:
             actor.hibernate()
 
+    def place_freed(self) -> None:
+        """Look at who waits for a place that an instance has left."""
+        self.ring()
+
     def _schedule(self, moves_ms: tuple[int | None, int | None] | None) -> None:
         """Set the timer for the next instance in the catalog that can move: at `moves_ms`, where known."""
         if self._next is not None:
@@ -211,8 +221,8 @@ class GameLoop:
         if self._room() <= 0:
             self._look = True  # the end of a life rings
             return
-        boot_ms, wall_ms = moves_ms or self.catalog.next_moves(self.app.definitions)
         clock = self.host.clock
+        boot_ms, wall_ms = moves_ms or self.catalog.next_moves(self.app.definitions, clock.wall_ms())
         moves: list[Deadline] = []
         if boot_ms is not None:
             moves.append(Deadline(wall_ms=0, boot_ms=boot_ms, boot=clock.boot))
@@ -225,6 +235,8 @@ class GameLoop:
     def reserve(self, workflow: str) -> bool:
         """Keep a place for a new instance, where there is one and nothing waits for it in the catalog."""
         if self._look or self._claiming or self.closing or workflow not in self.app.definitions:
+            return False
+        if workflow in self.flow.rules:  # whether there is a place is for the catalog's writer to say
             return False
         if self._room() <= self._reserved:
             return False
@@ -249,7 +261,7 @@ class GameLoop:
         definition = self.app.definitions.get(row.workflow)
         life = Life(row.key, self, definition, newborn=row.birth is not None)
         self.lives[row.key] = life
-        if row.status == "queued":
+        if row.status == "queued" and row.started_at_ms is None:
             self.tally.started(row.workflow)
         self.forget(row.key)
         # Begun from within a step, it would else inherit that step as the one under way.
@@ -266,11 +278,12 @@ class GameLoop:
             life = self.lives.get(key)
             if life is not None:
                 return life
-            visits = self._room() <= 0
+            needs_place = self.flow.needs_place(key)
+            visits = needs_place or self._room() <= 0
             if visits:  # memory is full: it takes the command and leaves, to move when there is room
                 await self._visits.acquire()
             try:
-                life = await self._claim_one(key, visits=visits)
+                life = await self._claim_one(key, visits=visits, needs_place=needs_place)
             finally:
                 if visits and (life is None or life.moves_later is None):
                     self._visits.release()
@@ -278,20 +291,24 @@ class GameLoop:
                 return life
             if key not in self.lives:
                 claimed = self.require(key)
+                refuse_expired(claimed)
                 if claimed.open and claimed.owner != self.worker:
                     raise ElsewhereError(f"worker {claimed.owner} owns {key}")
                 with trio.move_on_after(CLAIM_LOOK_S):  # a tick has claimed it and is about to begin it
                     await self._begun.wait()
 
-    async def _claim_one(self, key: Key, *, visits: bool) -> Life | None:
+    async def _claim_one(self, key: Key, *, visits: bool, needs_place: bool) -> Life | None:
         """Claim and start one instance, or return None where it is claimed already."""
         life: Life | None = None
         with trio.CancelScope(shield=True):  # what is claimed has to be begun, or nobody ever does
-            row = await self.writer.write(lambda catalog: catalog.claim(key, self.worker))
+            row = await self.writer.write(
+                lambda catalog: catalog.claim(key, self.worker, keep_status=needs_place)
+            )
             if row is not None:
                 if self.closing:
                     await self._give_back([row])
                 life = self.begin(row)
+                life.needs_place = needs_place
                 if visits:
                     life.moves_later = self._later(row)
         return life
@@ -327,7 +344,9 @@ class GameLoop:
             self._turned(life.key)
             if life.moves_later is not None:
                 self._visits.release()
-            if life.will_wake:
+            if life.key.workflow in self.flow.rules:
+                self.place_freed()
+            elif life.will_wake:
                 self.ring()
             else:
                 self.room_made()
@@ -337,6 +356,8 @@ class GameLoop:
         life = self.lives.get(actor.key)
         if life is not None and life.crashes and actor.is_parked:
             self.forgive(life)  # it only waits: another instance takes the process down
+        if self.flow.counts_active(actor.key.workflow):
+            self.flow.make_places(self.lives.values())
         if len(self.lives) >= self.host.limits.warm_max:
             self.room_made()  # there may be somebody to make way for
         if life is None or life.quiet_timer_set:
@@ -378,6 +399,22 @@ class GameLoop:
     def forget(self, key: Key) -> None:
         """Forget the last outcome of an instance."""
         self._outcomes.pop(key, None)
+
+    def removed(self, key: Key) -> None:
+        """Forget an instance that is deleted, and have those who wait for it look again."""
+        self.forget(key)
+        self._turned(key)
+        self.posted()
+
+    def posted(self) -> None:
+        """Have whoever delivers posts between parents and children look: a life has left some."""
+        if self.on_posted is not None:
+            self.on_posted()
+
+    def expires(self, at_ms: int) -> None:
+        """Have the expiry look at that time: an instance has ended that is kept until then."""
+        if self.on_expiring is not None:
+            self.on_expiring(at_ms)
 
     def change_of(self, key: Key) -> trio.Event:
         """Return an event that is set at the next commit of the instance, or turn of its life."""

@@ -87,6 +87,10 @@ class Forget(msgspec.Struct, frozen=True, tag=True, array_like=True):
     id: str
 
 
+class Posted(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """From a worker: there are posts between parents and children to deliver."""
+
+
 class Request(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """Either way: a question about one instance, or `sync-all` of a workflow."""
 
@@ -112,7 +116,7 @@ class Answer(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
 
 ToWorker = Begin | Look | Follow | Leave
-ToSupervisor = Ready | Refused | Look | Ended | Changed | Counters | Forget
+ToSupervisor = Ready | Refused | Look | Ended | Changed | Counters | Forget | Posted
 Message = ToWorker | ToSupervisor | Request | Answer
 
 

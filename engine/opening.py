@@ -19,8 +19,11 @@ from perdure.actors.functions import FunctionHost, open_function_host
 from perdure.actors.host import Host, Replay
 from perdure.engine.access import Access
 from perdure.engine.app import App
+from perdure.engine.children import ChildMaker, News
 from perdure.engine.clock import SystemClock
 from perdure.engine.descriptors import fit
+from perdure.engine.expiry import Expiry
+from perdure.engine.flow import declare_rules
 from perdure.engine.folder import StateFolder
 from perdure.engine.inbox import Doorbell, Inbox
 from perdure.engine.local import LocalAccess
@@ -29,6 +32,7 @@ from perdure.engine.observer import Observer
 from perdure.engine.parts import Parts, leave_hard, only
 from perdure.engine.recovery import register, take_up
 from perdure.engine.runtime import Runtime
+from perdure.engine.scheduler import Scheduler
 from perdure.engine.timers import TimerQueue, WaitingClock
 from perdure.engine.workers import open_with_workers
 from perdure.errors import (
@@ -173,6 +177,8 @@ class Opening:
         self.writing = writing
         self.functions = functions
         self.queries = queries
+        for catalog in (reading, writing):
+            catalog.moves.places.rules = app.rules
         self.turn: Turn | None = None  # where several processes write to the catalog
         self._loop: GameLoop | None = None
 
@@ -227,11 +233,15 @@ class Opening:
                     observer = Observer(loop, timers, self.queries)
                     runtime = Runtime(access, self.queries, observer.statistics)
                     host.runtime = runtime
+                    host.children = ChildMaker(access, gate, loop.spawn)
                     bind = getattr(self.clock, "bind", None)
                     if bind is not None:
                         bind(runtime)
                     inbox = self.make_inbox(runtime, access)
                     await parts.start(loop.run)
+                    self._begin_duties(parts, runtime, access, loop)
+                    if runtime.scheduler is not None:
+                        await runtime.scheduler.declare()
                     if inbox is not None:
                         observer.counts_inbox(inbox)
                         parts.begin(inbox.run)
@@ -247,6 +257,13 @@ class Opening:
             raise only(group) from None
         if failure is not None:
             raise failure
+
+    def _begin_duties(self, parts: Parts, runtime: Runtime, access: Access, loop: GameLoop) -> None:
+        """Begin what this process does beside the loop."""
+        runtime.scheduler = self.make_scheduler(access, loop)
+        for duty in (self.make_news(access, loop), self.make_expiry(access, loop), runtime.scheduler):
+            if duty is not None:
+                parts.begin(duty.run)
 
     def _writer(self) -> CatalogWriter:
         limits = self.app.limits
@@ -313,6 +330,7 @@ class Opening:
             self.folder, self.clock, self.durability, catalog=self.reading, writer=writer, disk=self.disk
         )
         await take_up(self.app, self.clock, self.reading, writer)
+        await declare_rules(self.app, self.reading, writer)
         return worker
 
     def make_loop(self, **parts: Any) -> GameLoop:
@@ -326,6 +344,22 @@ class Opening:
     def make_inbox(self, runtime: Runtime, access: Access) -> Inbox | None:
         """Return the inbox through which other processes reach this one."""
         return Inbox(runtime, access, Doorbell(self.folder.doorbell))
+
+    def make_news(self, access: Access, loop: GameLoop) -> News | None:
+        """Return what delivers posts between parents and children."""
+        news = News(access)
+        loop.on_posted = news.ring
+        return news
+
+    def make_expiry(self, access: Access, loop: GameLoop) -> Expiry | None:
+        """Return what removes instances whose retention is over, and finishes deletions."""
+        expiry = Expiry(access, loop.host.timers)
+        loop.on_expiring = expiry.at
+        return expiry
+
+    def make_scheduler(self, access: Access, loop: GameLoop) -> Scheduler | None:
+        """Return what creates the instances of schedules."""
+        return Scheduler(access, loop.host.timers)
 
     def _committed(self, file: InstanceFile) -> None:
         if self._loop is not None:

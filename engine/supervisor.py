@@ -32,7 +32,18 @@ from perdure.actors.host import Clock
 from perdure.actors.processes import interpreter_flags
 from perdure.engine.folder import StateFolder
 from perdure.engine.line import Line, line_pair
-from perdure.engine.messages import Answer, Begin, Leave, Look, Message, Ready, Refused, Request, restored
+from perdure.engine.messages import (
+    Answer,
+    Begin,
+    Leave,
+    Look,
+    Message,
+    Posted,
+    Ready,
+    Refused,
+    Request,
+    restored,
+)
 from perdure.engine.recovery import settle_worker
 from perdure.errors import PerdureError, RuntimeClosedError, StateError, StateUnusableError
 from perdure.limits import Limits
@@ -305,6 +316,7 @@ class Supervisor:
             )  # fmt: skip
         self._note_change()
         self.tell_all(Look())
+        self._receive(worker, Posted())  # it may have died before it could say so itself
 
     async def _until_durable(self, worker: Worker) -> None:
         """Make safe what a worker wrote before it was killed: the next owner shows it, and builds on it."""

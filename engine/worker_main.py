@@ -29,8 +29,10 @@ from perdure.actors.functions import open_function_host
 from perdure.actors.outcome import Outcome
 from perdure.engine.access import Access
 from perdure.engine.app import App
+from perdure.engine.children import News
 from perdure.engine.clock import SystemClock
 from perdure.engine.descriptors import fit
+from perdure.engine.expiry import Expiry
 from perdure.engine.folder import StateFolder
 from perdure.engine.inbox import Inbox
 from perdure.engine.line import Line
@@ -42,9 +44,11 @@ from perdure.engine.messages import (
     Changed,
     Counters,
     Follow,
+    Forget,
     Leave,
     Look,
     Message,
+    Posted,
     Ready,
     Refused,
     Request,
@@ -53,6 +57,7 @@ from perdure.engine.messages import (
 )
 from perdure.engine.opening import Opening
 from perdure.engine.runtime import Runtime
+from perdure.engine.scheduler import Scheduler
 from perdure.engine.settings import Settings, load_settings, read_settings
 from perdure.engine.worker_access import WorkerAccess
 from perdure.errors import PerdureError
@@ -90,6 +95,20 @@ class WorkerLoop(GameLoop):
         if told is not None and self._line.backlog_bytes < BACKLOG_BYTES_MAX:
             self._line.send(told)
 
+    def removed(self, key: Key) -> None:
+        """Tell who waits, here and behind the line: the instance is deleted."""
+        super().removed(key)
+        self._line.send(Forget(key.workflow, key.id))
+
+    def place_freed(self) -> None:
+        """Have every worker look: this one may have no room for who waits for the place."""
+        super().place_freed()
+        self._line.send(Look())
+
+    def posted(self) -> None:
+        """Tell the supervisor, which delivers posts between parents and children."""
+        self._line.send(Posted())
+
     def committed(self, file: InstanceFile) -> None:
         """Have those who follow an instance look again, here and behind the line."""
         super().committed(file)
@@ -125,9 +144,23 @@ class WorkerOpening(Opening):
         self.local = LocalAccess(loop, self.clock, self.queries)
         return WorkerAccess(self.local, self._line)
 
+    def make_scheduler(self, access: Access, loop: GameLoop) -> Scheduler | None:
+        """Return none: the supervisor has the schedules."""
+        del access, loop
+
     def make_inbox(self, runtime: Runtime, access: Access) -> Inbox | None:
         """Return none: the supervisor takes the commands of other processes, and hands them on."""
         del runtime, access
+        return None
+
+    def make_news(self, access: Access, loop: GameLoop) -> News | None:
+        """Return none: that is the supervisor's business."""
+        del access, loop
+        return None
+
+    def make_expiry(self, access: Access, loop: GameLoop) -> Expiry | None:
+        """Return none: that is the supervisor's business."""
+        del access, loop
         return None
 
 

@@ -19,15 +19,20 @@ import trio
 from perdure.actors.host import Replay
 from perdure.actors.processes import refuse_while_main_loads
 from perdure.engine.app import App
+from perdure.engine.children import News
 from perdure.engine.clock import SystemClock
+from perdure.engine.expiry import Expiry
+from perdure.engine.flow import declare_rules
 from perdure.engine.folder import StateFolder
 from perdure.engine.front import Front
 from perdure.engine.inbox import Doorbell, Inbox
 from perdure.engine.parts import Parts, only
 from perdure.engine.recovery import register, take_up
 from perdure.engine.runtime import Runtime
+from perdure.engine.scheduler import Scheduler
 from perdure.engine.settings import settings_for
 from perdure.engine.supervisor import Supervisor
+from perdure.engine.timers import TimerQueue
 from perdure.errors import StateError
 from perdure.storage.catalog import Catalog
 from perdure.storage.catalog_file import checkpoint, open_catalog
@@ -95,10 +100,20 @@ async def _serve(
                     folder, clock, durability, catalog=catalog, writer=writer, disk=Disk()
                 )
                 await take_up(front.app, clock, catalog, writer)
+                await declare_rules(front.app, catalog, writer)
                 parts.begin(partial(_checkpoint, folder.catalog))
                 await parts.start(supervisor.run)
                 parts.begin(front.run)
                 parts.begin(inbox.run)
+                news = News(front)
+                front.on_posted = news.ring
+                parts.begin(news.run)
+                parts.begin(Expiry(front).run)
+                timers = TimerQueue(clock)
+                parts.begin(timers.run)
+                runtime.scheduler = Scheduler(front, timers)
+                parts.begin(runtime.scheduler.run)
+                await runtime.scheduler.declare()
                 try:
                     yield runtime
                 except BaseException as error:  # noqa: BLE001 - raised again once all is closed

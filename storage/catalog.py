@@ -20,9 +20,12 @@ from typing import Any, Final
 import msgspec
 
 from perdure.errors import InstanceExistsError
+from perdure.storage.family import Family
 from perdure.storage.moves import COLUMNS, Moves, as_row, birth_text
 from perdure.storage.posts import Posts, Workers
 from perdure.storage.records import Birth, CatalogRow, Deadline, Key, Status, Stored
+from perdure.storage.removals import Removals
+from perdure.storage.schedules import Schedules
 
 FIND: Final = f"SELECT {COLUMNS} FROM _perdure_instances WHERE workflow = ? AND id = ?"
 FIND_ID: Final = f"""
@@ -41,15 +44,22 @@ REMOVE: Final = "DELETE FROM _perdure_instances WHERE workflow = ? AND id = ?"
 REPLACE: Final = f"{REMOVE} AND open = 0"
 OPENED: Final = f"SELECT {COLUMNS} FROM _perdure_instances WHERE open = 1 ORDER BY created_at"
 CLAIM: Final = """
-    UPDATE _perdure_instances SET owner = ?, epoch = epoch + 1, open = 1,
+    UPDATE _perdure_instances SET owner = ?, epoch = epoch + 1, open = 1, expires_at = NULL,
         status = CASE WHEN status IN ('queued', 'waiting') THEN 'running' ELSE status END
     WHERE workflow = ? AND id = ?"""
+VISIT: Final = """
+    UPDATE _perdure_instances SET owner = ?, epoch = epoch + 1, open = 1, expires_at = NULL
+    WHERE workflow = ? AND id = ?"""
 GIVE_BACK: Final = """
-    UPDATE _perdure_instances SET owner = NULL, open = 0, status = ? WHERE workflow = ? AND id = ?"""
+    UPDATE _perdure_instances SET owner = NULL, open = 0, status = ?, expires_at = ?
+    WHERE workflow = ? AND id = ?"""
+REVIVED: Final = """
+    UPDATE _perdure_instances SET status = 'running', reason = NULL, ended_at = NULL
+    WHERE workflow = ? AND id = ? AND open = 1 AND status <> 'running'"""
 SETTLE: Final = """
     UPDATE _perdure_instances SET status = ?, reason = ?, birth = NULL, params = NULL, started_at = ?,
         ended_at = ?, wake_at = ?, wake_boot = ?, boot = ?, until_at = ?, open = ?, crashes = ?,
-        version = ?, safe_epoch = epoch
+        version = ?, expires_at = ?, safe_epoch = epoch
     WHERE workflow = ? AND id = ?"""
 SAFE: Final = "UPDATE _perdure_instances SET safe_epoch = max(safe_epoch, ?) WHERE workflow = ? AND id = ?"
 SAFE_EPOCH: Final = """
@@ -78,6 +88,8 @@ RESTORE: Final = f"""
 
 CLAIM_MIN: Final = 8
 """What a worker claims at least, where there is so much: a claim is a sync."""
+LOOKS_MAX: Final = 8
+"""How often one claim looks further where it finds only instances for which there is no place."""
 
 
 class Catalog:
@@ -92,6 +104,9 @@ class Catalog:
         self.moves = Moves(connection)
         self.workers = Workers(connection)
         self.posts = Posts(connection)
+        self.schedules = Schedules(connection, self.moves)
+        self.removals = Removals(connection, self.posts)
+        self.family = Family(connection)
 
     # -- instances: reading ----------------------------------------------------------------
 
@@ -104,9 +119,9 @@ class Catalog:
         """Return the rows of all instances with that id, one for each workflow that has one."""
         return [as_row(row) for row in self.connection.execute(FIND_ID, (instance_id,))]
 
-    def next_moves(self, workflows: Iterable[str]) -> tuple[int | None, int | None]:
+    def next_moves(self, workflows: Iterable[str], now_ms: int = 0) -> tuple[int | None, int | None]:
         """Return when the next closed instance can move: on the boot clock, and on the wall clock."""
-        return self.moves.next_moves(workflows)
+        return self.moves.next_moves(workflows, now_ms)
 
     def opened(self) -> list[CatalogRow]:
         """Return the instances marked open: after a death, those to recover."""
@@ -122,7 +137,7 @@ class Catalog:
             if value is not None
         ]
         values: list[Any] = [value for value in (workflow, status) if value is not None]
-        sql = LIST + (f" WHERE {' AND '.join(where)}" if where else "") + " ORDER BY created_at DESC, id"
+        sql = f"{LIST} WHERE {' AND '.join([*where, 'open < 2'])} ORDER BY created_at DESC, id"
         if limit is not None:
             sql += " LIMIT ?"
             values.append(limit)
@@ -189,12 +204,15 @@ class Catalog:
         assert row is not None
         return msgspec.structs.replace(row, status="queued")
 
-    def claim(self, key: Key, owner: int) -> CatalogRow | None:
-        """Mark an instance as open and owned and return its row, or None where somebody has it open."""
+    def claim(self, key: Key, owner: int, *, keep_status: bool = False) -> CatalogRow | None:
+        """Mark an instance as open and owned and return its row, or None where somebody has it open.
+
+        With `keep_status` it only takes a command, and has no place among those that run.
+        """
         row = self.find(key)
-        if row is None or row.open:
+        if row is None or row.open or row.archived is not None:
             return None
-        return self._claim_all([row], owner)[0]
+        return self._claim_all([row], owner, VISIT if keep_status else CLAIM)[0]
 
     def claim_movable(
         self,
@@ -217,18 +235,30 @@ class Catalog:
             )
             share = max(CLAIM_MIN, (queued + due) // (2 * workers))
             due_max, queued_max = min(due_max, share), min(queued_max, share)
-        rows = self.moves.movable(
-            boot_ms=boot_ms, wall_ms=wall_ms, workflows=list(workflows), limit=due_max, queued_max=queued_max
-        )
-        return self._claim_all(rows, owner)
+        known = list(workflows)
+        for _ in range(LOOKS_MAX):
+            found = rows = self.moves.movable(
+                boot_ms=boot_ms, wall_ms=wall_ms, workflows=known, limit=due_max, queued_max=queued_max
+            )
+            if self.moves.places.rules:
+                rows = self.moves.places.admit(found, wall_ms)
+            if rows or not found:
+                return self._claim_all(rows, owner)
+        return []
 
-    def _claim_all(self, rows: list[CatalogRow], owner: int) -> list[CatalogRow]:
-        self.connection.executemany(CLAIM, [(owner, row.workflow, row.id) for row in rows])
+    def _claim_all(self, rows: list[CatalogRow], owner: int, claim: str = CLAIM) -> list[CatalogRow]:
+        self.connection.executemany(claim, [(owner, row.workflow, row.id) for row in rows])
         return [msgspec.structs.replace(row, owner=owner, epoch=row.epoch + 1, open=1) for row in rows]
 
     def give_back(self, rows: list[CatalogRow]) -> None:
         """Undo claims of which nothing was made: the rows are as `claim` returned them."""
-        self.connection.executemany(GIVE_BACK, [(row.status, row.workflow, row.id) for row in rows])
+        self.connection.executemany(
+            GIVE_BACK, [(row.status, row.expires_at_ms, row.workflow, row.id) for row in rows]
+        )
+
+    def revived(self, key: Key) -> None:
+        """Write down that an instance which somebody has open runs again: it was restarted or resumed."""
+        self.connection.execute(REVIVED, (key.workflow, key.id))
 
     def settle(
         self,
@@ -241,6 +271,7 @@ class Catalog:
         wake: Deadline | None,
         version: str | None,
         until_ms: int | None = None,
+        expires_ms: int | None = None,
         stay_open: bool = False,
         crashes: int = 0,
     ) -> None:
@@ -263,6 +294,7 @@ class Catalog:
                 int(stay_open),
                 crashes,
                 version,
+                expires_ms,
                 key.workflow,
                 key.id,
             ),

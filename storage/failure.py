@@ -33,7 +33,7 @@ from perdure.storage.failure_values import (
     text_of,
 )
 
-__all__ = ["TRACEBACK_ATTRIBUTE", "FailureRecord", "describe_failure", "failure_summary", "restore_failure"]
+__all__ = ["TRACEBACK_ATTRIBUTE", "FailureRecord", "describe_failure", "failure_summary", "restore_failure", "with_cause"]
 
 ERRORS_MAX: Final = 128
 """Of one failure: causes, contexts and members of groups together. A group can hold thousands."""
@@ -128,6 +128,22 @@ def failure_summary(text: str) -> tuple[str, str]:
     except (msgspec.DecodeError, RecursionError):
         return "", clean_text(text)
     return record.class_name, record.message
+
+
+def with_cause(text: str, cause: str) -> str:
+    """Return a described error with another, described elsewhere, as its cause. Never fails.
+
+    >>> bare = describe_failure(KeyError("a"), Codec())
+    >>> restore_failure(with_cause(bare, bare), step="fetch", attempt=1).__cause__
+    KeyError('a')
+    """
+    try:
+        record = msgspec.json.decode(text, type=FailureRecord)
+        behind = msgspec.json.decode(cause, type=FailureRecord)
+        both = msgspec.json.encode(msgspec.structs.replace(record, cause=behind, suppress_context=True))
+    except (msgspec.DecodeError, RecursionError):
+        return text
+    return both.decode() if len(both) <= FAILURE_BYTES_MAX else text
 
 
 # -- writing ---------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ The only module that touches the instance table. Commands stand in the mailbox.
 
 Invariants:
     There is exactly one row, written when the file is born and never deleted.
-    A finished instance keeps its outcome; only a restart makes it unfinished again.
+    A finished instance keeps its outcome; only a restart makes it unfinished again, and the history keeps it.
     A command is carried out once, known by its token.
 """
 
@@ -12,13 +12,14 @@ from __future__ import annotations
 
 from typing import Final
 
+import msgspec
 from msgspec.structs import replace
 
 from perdure.errors import InstanceDamagedError
 from perdure.storage.files import InstanceFile
 from perdure.storage.gate import Gate
-from perdure.storage.mail import add_command, is_known
-from perdure.storage.records import Birth, Deadline, InstanceState, Status, Stored
+from perdure.storage.mail import add_command, add_past, is_known, last_command_ms
+from perdure.storage.records import Birth, Deadline, InstanceState, RollbackState, Status, Stored
 from perdure.storage.values import get_value, put_value
 
 BORN: Final = """
@@ -44,6 +45,20 @@ STATUS: Final = """
 ENDED: Final = """
     UPDATE _perdure_instance SET status = ?, reason = ?, output = ?, output_ref = ?, output_bytes = ?,
         error = ?, ended_at = ?, ended_commit = ?, wake_at = NULL, paused_at = NULL"""
+
+ROLLBACK: Final = "UPDATE _perdure_instance SET rollback = ?"
+
+PAST: Final = """
+    SELECT started_at, started_commit, ended_at, ended_commit, status, json_extract(error, '$.message')
+    FROM _perdure_instance"""
+CONTINUE: Final = """
+    UPDATE _perdure_instance SET generation = generation + 1, status = 'queued', reason = NULL, params = ?,
+        params_ref = ?, version = ?, started_at = NULL, started_commit = NULL, wake_at = NULL"""
+BEGIN_ANEW: Final = """
+    UPDATE _perdure_instance SET generation = generation + 1, status = 'queued', reason = NULL, output = NULL,
+        output_ref = NULL, output_bytes = NULL, error = NULL, started_at = NULL, started_commit = NULL,
+        ended_at = NULL, ended_commit = NULL, wake_at = NULL, paused_at = NULL, paused_boot = NULL,
+        paused_boot_id = NULL, rollback = NULL, timeout_at = ?, timeout_boot = ?, timeout_boot_id = ?"""
 
 
 class Lifecycle:
@@ -99,6 +114,13 @@ class Lifecycle:
         self._file.execute(STATUS, (status, reason, wake_at_ms, *_columns(paused)))
         self.state = replace(state, status=status, reason=reason, wake_at_ms=wake_at_ms, paused=paused)
 
+    def set_rollback(self, rollback: RollbackState) -> None:
+        """Record how the rollback of the instance stands."""
+        text = msgspec.json.encode(rollback).decode()
+        self._gate.touch(self._file)
+        self._file.execute(ROLLBACK, (text,))
+        self.state = replace(self.state, rollback=text)
+
     def end(
         self,
         status: Status,
@@ -126,6 +148,55 @@ class Lifecycle:
         self._gate.touch(self._file)
         add_command(self._file, command, at_ms=at_ms, actor=actor, token=token, detail=detail)
         return True
+
+    def begin_anew(self, timeout: Deadline | None) -> None:
+        """Make the instance one that has not started, of the next generation, with this deadline.
+
+        How the generation before it started and ended stays in the history.
+        """
+        self._gate.touch(self._file)
+        started_ms, started_commit, ended_ms, ended_commit, status, error = self._file.fetch(PAST)[0]
+        if started_commit is not None:
+            add_past(
+                self._file,
+                "instance started",
+                at_ms=started_ms,
+                commit=started_commit,
+                detail=None,
+                is_end=False,
+            )
+        if ended_commit is not None:
+            add_past(
+                self._file,
+                f"instance {status}",
+                at_ms=ended_ms,
+                commit=ended_commit,
+                detail=error,
+                is_end=True,
+            )
+        self._file.execute(BEGIN_ANEW, _columns(timeout))
+        self.state = replace(
+            self.state, generation=self.state.generation + 1, status="queued", reason=None, output=None,
+            error=None, started_at_ms=None, ended_at_ms=None, wake_at_ms=None, paused=None, rollback=None,
+            timeout=timeout,
+        )  # fmt: skip
+
+    def continue_as_new(self, params: Stored, version: str | None) -> None:
+        """Make the instance one that has not started, of the next generation, with these params.
+
+        Its deadline stands: that is of the instance, however often it continues.
+        """
+        self._gate.touch(self._file)
+        inline, reference, _ = put_value(self._file, params)
+        self._file.execute(CONTINUE, (inline, reference, version))
+        self.state = replace(
+            self.state, generation=self.state.generation + 1, status="queued", reason=None, params=params,
+            version=version, started_at_ms=None, wake_at_ms=None,
+        )  # fmt: skip
+
+    def last_restart_ms(self) -> int | None:
+        """Return when the instance was last restarted, or None where it never was."""
+        return last_command_ms(self._file, "restart") if self.state.generation > 1 else None
 
     def knows(self, token: str) -> bool:
         """Whether the command with this token was carried out."""

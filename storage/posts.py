@@ -14,7 +14,8 @@ from typing import Final
 
 import msgspec
 
-from perdure.storage.records import Message, Reply
+from perdure.storage.family import FAMILY
+from perdure.storage.records import Key, Message, Reply
 
 WORKER: Final = """
     INSERT INTO _perdure_workers (pid, boot, started_at, doorbell, durability) VALUES (?, ?, ?, ?, ?)"""
@@ -27,10 +28,14 @@ WORKERS_OLD: Final = "DELETE FROM _perdure_workers WHERE worker <= ?"
 POST: Final = """
     INSERT INTO _perdure_inbox (token, workflow, id, command, body, actor, sent_at) VALUES (?, ?, ?, ?, ?,
         ?, ?)"""
-PENDING: Final = """
+PENDING: Final = f"""
     SELECT seq, token, workflow, id, command, body, actor FROM _perdure_inbox
-    WHERE done_at IS NULL AND seq > ? ORDER BY seq LIMIT ?"""
+    WHERE done_at IS NULL AND seq > ? AND command NOT IN {FAMILY} ORDER BY seq LIMIT ?"""
 DONE: Final = "UPDATE _perdure_inbox SET done_at = ?, reply = ? WHERE seq = ?"
+REMEMBER: Final = """
+    INSERT INTO _perdure_inbox (token, workflow, id, command, sent_at, done_at, reply)
+    VALUES (?1, ?2, ?3, ?4, ?5, ?5, ?6)
+    ON CONFLICT (token) DO UPDATE SET done_at = excluded.done_at, reply = excluded.reply"""
 REPLY: Final = "SELECT reply FROM _perdure_inbox WHERE token = ?"
 SWEEP: Final = "DELETE FROM _perdure_inbox WHERE done_at < ?"
 
@@ -107,6 +112,11 @@ class Posts:
         """Record how a command ended. Its sender waits for this."""
         self._connection.execute(DONE, (at_ms, msgspec.json.encode(reply).decode(), seq))
         self._connection.execute(SWEEP, (at_ms - 3_600_000,))
+
+    def remember(self, token: str, key: Key, command: str, reply: Reply, *, at_ms: int) -> None:
+        """Record how the command with `token` ended whose instance can no longer tell: it is deleted."""
+        text = msgspec.json.encode(reply).decode()
+        self._connection.execute(REMEMBER, (token, key.workflow, key.id, command, at_ms, text))
 
     def reply(self, token: str) -> Reply | None:
         """Return how the command with `token` ended, or None while it has not."""

@@ -4,23 +4,35 @@ This is the whole public face; `perdure.errors`, `perdure.limits`, `perdure.test
 `perdure.portal` are public modules beside it. Everything else may change.
 """
 
+from perdure.actors.compensation import Rollback, RollbackContext
+from perdure.actors.concurrency import Concurrency
 from perdure.actors.context import StepContext, StepName, current_step
 from perdure.actors.durations import Duration
 from perdure.actors.functions import asyncio_step, process_step
+from perdure.actors.retention import Retention
 from perdure.actors.retry import Retries, StepConfig
+from perdure.actors.schedules import Cron, Every
 from perdure.actors.step import WorkflowStep
+from perdure.actors.step_stream import StepStream
+from perdure.actors.streams import StreamWriter
 from perdure.actors.waiting import StepEvent
 from perdure.actors.workflow import ActorContext, Schedule, WorkflowEntrypoint, WorkflowEvent
 from perdure.engine.app import App
 from perdure.engine.batches import BatchEntry
+from perdure.engine.bulk import BulkReport, BulkSelection, Refused
 from perdure.engine.instance import HistoryEntry, Instance
 from perdure.engine.opening import open_runtime
+from perdure.engine.removal import DeletedBatch, DeleteError
 from perdure.engine.runtime import Runtime
+from perdure.engine.schedules import ScheduleStatus
 from perdure.engine.statistics import RuntimeStatistics
-from perdure.engine.status import InstanceStatus
+from perdure.engine.status import InstanceStatus, RollbackResult
+from perdure.engine.streams import StreamReader
 from perdure.errors import (
     AmbiguousInstanceError,
     AmbiguousStepError,
+    ChildFailedError,
+    ChildTerminatedError,
     CommandError,
     DecodingError,
     DivergenceError,
@@ -31,6 +43,7 @@ from perdure.errors import (
     InstanceDeadError,
     InstanceError,
     InstanceExistsError,
+    InstanceExpiredError,
     InstanceFailedError,
     InstanceFinishedError,
     InstanceNotFoundError,
@@ -48,6 +61,7 @@ from perdure.errors import (
     QueryRefusedError,
     QueryTimeoutError,
     RetryDelayError,
+    RollbackMissingError,
     RuntimeClosedError,
     RunTimeoutError,
     StateError,
@@ -57,9 +71,13 @@ from perdure.errors import (
     StepError,
     StepFailedError,
     StepLostError,
+    StepNotFoundError,
     StepTimeoutError,
     StorageFullError,
     StorageWriteError,
+    StreamNotFoundError,
+    StreamRewoundError,
+    UnknownDependencyError,
     UnknownWorkflowError,
     WorkflowCodeError,
 )
@@ -74,12 +92,21 @@ __all__ = [
     "AmbiguousStepError",
     "App",
     "BatchEntry",
+    "BulkReport",
+    "BulkSelection",
+    "ChildFailedError",
+    "ChildTerminatedError",
     "CommandError",
+    "Concurrency",
+    "Cron",
     "DecodingError",
+    "DeleteError",
+    "DeletedBatch",
     "DivergenceError",
     "Duration",
     "EncodingError",
     "EventTimeoutError",
+    "Every",
     "ForgottenAwaitError",
     "HistoryEntry",
     "Instance",
@@ -87,6 +114,7 @@ __all__ = [
     "InstanceDeadError",
     "InstanceError",
     "InstanceExistsError",
+    "InstanceExpiredError",
     "InstanceFailedError",
     "InstanceFinishedError",
     "InstanceNotFoundError",
@@ -105,8 +133,14 @@ __all__ = [
     "QueryError",
     "QueryRefusedError",
     "QueryTimeoutError",
+    "Refused",
+    "Retention",
     "Retries",
     "RetryDelayError",
+    "Rollback",
+    "RollbackContext",
+    "RollbackMissingError",
+    "RollbackResult",
     "Row",
     "Rows",
     "RunTimeoutError",
@@ -114,6 +148,7 @@ __all__ = [
     "RuntimeClosedError",
     "RuntimeStatistics",
     "Schedule",
+    "ScheduleStatus",
     "Sql",
     "StateError",
     "StateLockedError",
@@ -126,10 +161,17 @@ __all__ = [
     "StepFailedError",
     "StepLostError",
     "StepName",
+    "StepNotFoundError",
+    "StepStream",
     "StepTimeoutError",
     "StorageFullError",
     "StorageWriteError",
+    "StreamNotFoundError",
+    "StreamReader",
+    "StreamRewoundError",
+    "StreamWriter",
     "TypeHook",
+    "UnknownDependencyError",
     "UnknownWorkflowError",
     "WorkflowCodeError",
     "WorkflowEntrypoint",

@@ -10,6 +10,7 @@ A refused call has changed nothing (law 13).
     │   ├── InvalidDurationError               a duration or a point in time
     │   ├── InvalidParamsError                 params do not fit the annotation of `event`
     │   ├── EncodingError                      a value that cannot be stored, with its path
+    │   ├── UnknownDependencyError (TypeError) a parameter of a declared step that nothing is passed for
     │   └── UnknownWorkflowError               no class of that name in the App
     ├── DecodingError                          stored bytes do not fit the annotation any more
     ├── InstanceError                          about one instance: .workflow, .instance_id
@@ -19,15 +20,22 @@ A refused call has changed nothing (law 13).
     │   ├── InstanceFinishedError              an event or a command for a finished instance
     │   ├── InstanceFailedError                run() failed; __cause__ is the restored error
     │   ├── InstanceTerminatedError
+    │   ├── ChildFailedError                   a child failed; __cause__ is its restored error
+    │   ├── ChildTerminatedError               a child was terminated, or deleted before it had ended
     │   ├── RunTimeoutError (TimeoutError)     run() took longer than create(timeout=...)
+    │   ├── StreamNotFoundError                the instance has ended without such a stream
+    │   ├── StreamRewoundError                 a reader's chunks from .index on are superseded
     │   ├── InstanceDeadError                  it took its process down again and again
+    │   ├── InstanceExpiredError               it had ended, and its retention has: no file any more
     │   └── InstanceDamagedError               its file cannot be read; the others go on
     ├── StepError                              about one step: .step, .attempt
     │   ├── StepFailedError                    a stored error whose class is not imported here
     │   ├── StepTimeoutError (TimeoutError)    an attempt took longer than its timeout
     │   ├── StepLostError                      the last allowed attempt died with its process
     │   ├── EventTimeoutError (TimeoutError)   no event of that type came in time
-    │   └── RetryDelayError                    a delay function raised or gave nonsense
+    │   ├── StepNotFoundError                  restart from a step that the instance does not have
+    │   ├── RetryDelayError                    a delay function raised or gave nonsense
+    │   └── RollbackMissingError               run() gives a step no rollback handler any more
     ├── NonRetryableError                      raise it in a step to end its retries
     ├── WorkflowCodeError                      the code of run() breaks a rule
     │   ├── AmbiguousStepError                 one name, two branches or two functions (law 10)
@@ -56,6 +64,8 @@ from typing import Any
 __all__ = [
     "AmbiguousInstanceError",
     "AmbiguousStepError",
+    "ChildFailedError",
+    "ChildTerminatedError",
     "CommandError",
     "DecodingError",
     "DivergenceError",
@@ -66,6 +76,7 @@ __all__ = [
     "InstanceDeadError",
     "InstanceError",
     "InstanceExistsError",
+    "InstanceExpiredError",
     "InstanceFailedError",
     "InstanceFinishedError",
     "InstanceNotFoundError",
@@ -83,6 +94,7 @@ __all__ = [
     "QueryRefusedError",
     "QueryTimeoutError",
     "RetryDelayError",
+    "RollbackMissingError",
     "RunTimeoutError",
     "RuntimeClosedError",
     "StateError",
@@ -92,9 +104,13 @@ __all__ = [
     "StepError",
     "StepFailedError",
     "StepLostError",
+    "StepNotFoundError",
     "StepTimeoutError",
     "StorageFullError",
     "StorageWriteError",
+    "StreamNotFoundError",
+    "StreamRewoundError",
+    "UnknownDependencyError",
     "UnknownWorkflowError",
     "WorkflowCodeError",
 ]
@@ -142,6 +158,10 @@ class EncodingError(InvalidArgumentError):
         self.path = path
 
 
+class UnknownDependencyError(InvalidArgumentError, TypeError):
+    """A declared step takes a parameter that is no argument of its call and no step declared before it."""
+
+
 class UnknownWorkflowError(InvalidArgumentError):
     """No workflow class of that name belongs to the App."""
 
@@ -178,6 +198,28 @@ class AmbiguousInstanceError(InstanceError):
         self.candidates = candidates
 
 
+class StreamNotFoundError(InstanceError):
+    """The instance has ended, or is read as it stands, and has no stream of that name: `stream`."""
+
+    def __init__(self, message: str, *, workflow: str = "", instance_id: str = "", stream: str = "") -> None:
+        super().__init__(message, workflow=workflow, instance_id=instance_id)
+        self.stream = stream
+
+
+class StreamRewoundError(InstanceError):
+    """Chunks that a reader was given are superseded: the attempt that wrote them has not succeeded.
+
+    Forget what came from `index` on. Iterating on gives what stands from there on now.
+    """
+
+    def __init__(
+        self, message: str, *, workflow: str = "", instance_id: str = "", stream: str = "", index: int = 0
+    ) -> None:
+        super().__init__(message, workflow=workflow, instance_id=instance_id)
+        self.stream = stream
+        self.index = index
+
+
 class InstanceFinishedError(InstanceError):
     """The instance has finished, so the event or command cannot reach it."""
 
@@ -190,12 +232,24 @@ class InstanceTerminatedError(InstanceError):
     """The instance was terminated, so it has no result."""
 
 
+class ChildFailedError(InstanceError):
+    """A child that a step waited for has failed. `__cause__` is the error that its `run()` raised."""
+
+
+class ChildTerminatedError(InstanceError):
+    """A child that a step waited for was terminated, or deleted before it had ended."""
+
+
 class RunTimeoutError(InstanceError, TimeoutError):
     """The whole run took longer than `create(timeout=...)` allowed. Steps under way were cancelled."""
 
 
 class InstanceDeadError(InstanceError):
     """The instance took its process down again and again and is parked; resume() revives it."""
+
+
+class InstanceExpiredError(InstanceError):
+    """The instance had ended and its retention is over: its file was removed, or moved to the archive."""
 
 
 class InstanceDamagedError(InstanceError):
@@ -251,8 +305,16 @@ class EventTimeoutError(StepError, TimeoutError):
     """No event of the awaited type arrived before the timeout."""
 
 
+class StepNotFoundError(StepError):
+    """The instance has no such step to restart from. Nothing was changed."""
+
+
 class RetryDelayError(StepError):
     """A delay function raised, took too long, or returned what is not a duration."""
+
+
+class RollbackMissingError(StepError):
+    """A step is to be undone, and `run()` does not register its rollback handler any more."""
 
 
 class NonRetryableError(PerdureError):

@@ -87,6 +87,11 @@ class Tides(WorkflowEntrypoint):
         return max(await step.do("fetch levels", fetch_levels, event.payload))
 
 
+class Greet(WorkflowEntrypoint):
+    async def run(self, event: WorkflowEvent[str], step: WorkflowStep) -> str:
+        return f"hello {event.payload}"
+
+
 @pytest.mark.parametrize("test", [test for test in ASYNC if not is_of_steps(test)], ids=name_of)
 async def test_the_awaiting_example_in_a_docstring_does_what_it_says(
     test: doctest.DocTest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -103,11 +108,10 @@ async def test_the_awaiting_example_in_a_docstring_does_what_it_says(
 async def test_the_example_of_a_step_method_does_what_it_says(test: doctest.DocTest, tmp_path: Path) -> None:
     class Example(WorkflowEntrypoint):
         async def run(self, event: WorkflowEvent[Any], step: WorkflowStep) -> None:
-            await run_async(
-                test, {**test.globs, "perdure": perdure, "step": step, "fetch_levels": fetch_levels}
-            )
+            names = {"perdure": perdure, "step": step, "Greet": Greet, "fetch_levels": fetch_levels}
+            await run_async(test, {**test.globs, **names})
 
-    async with open_test_runtime(tmp_path, workflows=[Example], replay="warm") as runtime:
+    async with open_test_runtime(tmp_path, workflows=[Example, Greet], replay="warm") as runtime:
         await (await runtime.create(Example, event=("approve", {"by": "Ada"}))).result()
 
 
