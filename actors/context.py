@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextvars
 import logging
 import time
+from collections.abc import Callable
 from typing import Any, Protocol
 
+from perdure.actors import process_child
 from perdure.actors.retry import StepConfig
 from perdure.errors import WorkflowCodeError
 
@@ -32,16 +34,19 @@ class StepContext:
     """One attempt of one step.
 
     `attempt` counts from 1; `idempotency_key` is the same for every attempt of a step and for
-    no other step anywhere; `deadline_s` is when the attempt times out, on `time.monotonic`.
+    no other step anywhere; `deadline_s` is when the attempt times out, on `time.monotonic`;
+    `last_heartbeat` has the details of the last heartbeat of the attempts before this one.
     """
 
     __slots__ = (
+        "_beat",
         "_cancelled",
         "attempt",
         "config",
         "deadline_s",
         "idempotency_key",
         "instance",
+        "last_heartbeat",
         "log",
         "step",
         "was_told",
@@ -50,6 +55,7 @@ class StepContext:
     def __init__(
         self, step: StepName, *, attempt: int, config: StepConfig, idempotency_key: str, instance: str,
         deadline_s: float, log: logging.LoggerAdapter[logging.Logger],
+        beat: Callable[[Any], None] | None = None, last_heartbeat: Any = None,
     ) -> None:  # fmt: skip
         self.step = step
         self.attempt = attempt
@@ -58,6 +64,8 @@ class StepContext:
         self.instance = instance
         self.deadline_s = deadline_s
         self.log = log
+        self.last_heartbeat = last_heartbeat
+        self._beat = beat
         self._cancelled = False
         self.was_told = False  # the function has seen `cancelled`, so what it returns may be half of it
 
@@ -71,7 +79,28 @@ class StepContext:
             self.idempotency_key,
             self.instance,
             self.deadline_s,
+            self.last_heartbeat,
         )
+
+    def heartbeat(self, details: Any = None) -> None:
+        """Say that the attempt is alive, and in `details` how far it has got: any value that JSON has.
+
+        Never waits, and may be called from any thread, from asyncio and from a process step. With
+        `heartbeat_timeout=` an attempt that says nothing for so long is timed out. The last details are
+        recorded, at most once in 100 ms, and are `last_heartbeat` of the next attempt, also after a
+        crash; a call without details leaves them as they are.
+
+        Raises `EncodingError`, and `WorkflowCodeError` once the attempt has ended.
+
+        >>> def copy(files: list[str], context: StepContext) -> int:
+        ...     done = context.last_heartbeat or 0
+        ...     for place, file in enumerate(files[done:], done + 1):
+        ...         context.heartbeat(place)
+        ...     return len(files)
+        """
+        if self._beat is None:
+            raise WorkflowCodeError(f"nothing listens to the heartbeats of step {self.step.name!r}")
+        self._beat(details)
 
     @property
     def remaining_s(self) -> float:
@@ -96,7 +125,7 @@ class StepContext:
 
 def _in_child(name: str, count: int, attempt: int, config: StepConfig, key: str, *rest: Any) -> StepContext:
     """Make a context anew. `time.monotonic`, by which its deadline goes, is one for all processes."""
-    instance, deadline_s = rest
+    instance, deadline_s, last_heartbeat = rest
     log = logging.LoggerAdapter(logging.getLogger("perdure.workflow"), {"instance": instance})
     return StepContext(
         StepName(name, count),
@@ -106,6 +135,8 @@ def _in_child(name: str, count: int, attempt: int, config: StepConfig, key: str,
         instance=instance,
         deadline_s=deadline_s,
         log=log,
+        beat=process_child.heartbeat,
+        last_heartbeat=last_heartbeat,
     )
 
 

@@ -17,7 +17,7 @@ import sys
 import warnings
 from collections.abc import Callable, Generator
 from types import FunctionType
-from typing import Any, Final, TypeVar, cast
+from typing import Any, ClassVar, Final, TypeVar, cast
 
 import trio
 
@@ -25,9 +25,10 @@ from perdure.actors.attempt import Attempt
 from perdure.actors.callee import Callee, callee_of
 from perdure.actors.calls import StepCall
 from perdure.actors.context import CURRENT
-from perdure.actors.host import deadline_in
+from perdure.actors.host import deadline_in, remaining_ms
 from perdure.actors.retry import DEFAULT_CONFIG, StepConfig, backoff_delay_s, base_delay_s, config_json
-from perdure.actors.run import ENDING, Run
+from perdure.actors.run import ENDING, INTERRUPTING, Run
+from perdure.actors.step_stream import StreamCoder, is_streamed, stream_of
 from perdure.errors import (
     DivergenceError,
     EncodingError,
@@ -45,6 +46,7 @@ from perdure.storage.codec_describe import digest_of
 from perdure.storage.failure import describe_failure
 from perdure.storage.journal import Step
 from perdure.storage.records import AttemptOutcome, LongText, Stored
+from perdure.storage.streams import Extent
 
 T = TypeVar("T")
 
@@ -77,6 +79,7 @@ class DoCall(StepCall[T]):
     __slots__ = ("args", "callee", "config", "digest", "fn", "input")
 
     kind = "do"
+    detail: ClassVar[str | None] = None
 
     def __init__(  # noqa: PLR0917 - keywords would cost every step a dictionary
         self,
@@ -109,6 +112,20 @@ class DoCall(StepCall[T]):
             run.describe(args, INPUT_BYTES_INLINE_MAX, INPUT_BYTES_COMPARED_MAX) if args else NO_INPUT
         )
 
+    def give(self, args: tuple[Any, ...]) -> None:
+        """Set the arguments, where they were not known when the call was made."""
+        self.args = args
+        self.input, self.digest = self.run.describe(args, INPUT_BYTES_INLINE_MAX, INPUT_BYTES_COMPARED_MAX)
+
+    def adopt(self, former: tuple[str, ...]) -> None:
+        """Let what is recorded under a former name of the step answer, where its own has no record."""
+        run = self.run
+        run.names.retire(former, self.name)
+        for name in former if self.record is None else ():
+            self.record = run.journal.take("do", name, self.count)
+            if self.record is not None:
+                return
+
     def __await__(self) -> Generator[Any, Any, T]:
         """Look at the arguments first; a part of a decided race is not awaited, and may differ (law 11)."""
         record = self.record
@@ -122,6 +139,14 @@ class DoCall(StepCall[T]):
                 stored = record.output
                 return self.answer(record) if stored is None else self.coder.decode(stored)  # type: ignore[union-attr]  # a do call always has one
         return (yield from super().__await__())
+
+    def answer(self, step: Step) -> T:
+        """Return what a completed step answers; its stream, where its function yields one."""
+        if is_streamed(step):
+            stream: Any = stream_of(self.run, step, self.coder)
+            value: T = stream
+            return value
+        return super().answer(step)
 
     async def perform(self) -> T:
         """Attempt until one attempt succeeds or the last one has failed."""
@@ -156,6 +181,8 @@ class DoCall(StepCall[T]):
 
     async def _rest(self, step: Step) -> None:
         """Wait, parked, until the next attempt is due."""
+        if step.wake is not None and remaining_ms(self.run.host.clock, step.wake) <= 0:
+            return  # it has been waited for: parked again, the instance could leave memory again
         try:
             await self.run.park_until(step.wake, trio.Event())
         except trio.Cancelled:
@@ -190,10 +217,13 @@ class DoCall(StepCall[T]):
             input_text=self.input,
             input_digest=self.digest,
             config=None if config is DEFAULT_CONFIG else config_json(config),
+            detail=self.detail,
             sensitive=config.sensitive,
         )
 
     # -- one attempt -----------------------------------------------------------------------
+
+    new_attempt: ClassVar[Callable[[Run, Step, StepConfig], Attempt]] = Attempt
 
     async def _attempt(self, step: Step) -> T | _Again:
         run = self.run
@@ -201,7 +231,7 @@ class DoCall(StepCall[T]):
         try:
             try:
                 await run.host.gate.passed(run.file)
-                attempt = Attempt(run, step, self.config)
+                attempt = self.new_attempt(run, step, self.config)
                 if self.callee.never_waits:
                     value = attempt.run_now(self.fn, self.args)
                 else:
@@ -227,7 +257,7 @@ class DoCall(StepCall[T]):
                     again = await self._failed(step, self._withheld(error))
                 else:
                     self._succeeded(step, stored)
-                    if run.stopping == "shutdown":  # a plain function has returned: it is not to run again
+                    if run.stopping in INTERRUPTING:  # a plain function has returned: it is not to run again
                         await trio.lowlevel.checkpoint_if_cancelled()
         finally:
             run.attempt_ends()
@@ -241,7 +271,7 @@ class DoCall(StepCall[T]):
 
     # -- after an attempt ------------------------------------------------------------------
 
-    def _succeeded(self, step: Step, stored: Stored | LongText) -> None:
+    def _succeeded(self, step: Step, stored: Stored | LongText | Extent) -> None:
         self.run.journal.complete(step, stored, at_ms=self.run.host.clock.wall_ms())
         if self.args and not UNCHANGEABLE.issuperset(map(type, self.args)):
             self._report_mutated_arguments()
@@ -258,7 +288,7 @@ class DoCall(StepCall[T]):
         ):
             base_s = 0.0
             try:
-                context = Attempt(run, step, self.config).context
+                context = self.new_attempt(run, step, self.config).context
                 with trio.CancelScope(shield=True):  # how the attempt ended is still to be recorded
                     base_s = await base_delay_s(
                         retries, context, error, timeout_s=run.host.limits.delay_function_timeout_s
@@ -296,7 +326,7 @@ class DoCall(StepCall[T]):
             or step.status not in ("running", "waiting")
         ):
             return
-        if run.stopping == "shutdown":
+        if run.stopping in INTERRUPTING:
             if step.status == "running":
                 self._interrupted(step, at_ms)
         elif run.stopping in ENDING:
@@ -306,8 +336,8 @@ class DoCall(StepCall[T]):
         run = self.run
         if self.config.retries.limit == 0:
             error = StepLostError(
-                f"attempt {step.attempt} of step {self.name!r} was interrupted by a shutdown, and limit=0"
-                " allows no other",
+                f"attempt {step.attempt} of step {self.name!r} was interrupted by a {run.stopping}, and"
+                " limit=0 allows no other",
                 step=self.name,
                 attempt=step.attempt,
             )
@@ -335,13 +365,16 @@ class DoCall(StepCall[T]):
 
     def _report_changed_arguments(self) -> None:
         recorded = None if self.record is None else self.record.fingerprint
+        then, now = (f"input digest {_digest(each)}" for each in (recorded, self.digest or self.input))
+        if self.config.sensitive in ("input", "both"):  # what has few values is found by trying its digest
+            then, now = "an input that is sensitive, so not shown", "another one"
         self.run.diverged(
             "arguments",
             DivergenceError(
                 f"step {self.name!r} is recorded with other arguments than run() gives it now; its recorded"
                 " result is used",
-                recorded=f"input digest {_digest(recorded)}",
-                requested=f"input digest {_digest(self.digest or self.input)}",
+                recorded=then,
+                requested=now,
             ),
             serious=False,
         )
@@ -357,23 +390,6 @@ class DoCall(StepCall[T]):
             warnings.warn(text, PerdureWarning, stacklevel=2)
 
 
-def declared(
-    run: Run, name: str | None, config: StepConfig, *, returns: object, key: object
-) -> Callable[[Callable[..., Any]], Callable[..., DoCall[Any]]]:
-    """Return the decorator that declares a step; calling what it returns makes the call."""
-
-    def declare(fn: Callable[..., Any]) -> Callable[..., DoCall[Any]]:
-        known = known_of(run, fn, returns)
-        step_name = name if name is not None else fn.__name__
-
-        def call(*args: Any) -> DoCall[Any]:
-            return DoCall(run, step_name, fn, args, known, config, key, 2)
-
-        return call
-
-    return declare
-
-
 def known_of(run: Run, fn: Callable[..., Any], returns: object) -> Known:
     """Return what is known of a step function; `returns` takes the place of its annotation.
 
@@ -384,7 +400,12 @@ def known_of(run: Run, fn: Callable[..., Any], returns: object) -> Known:
         if known is not None:
             return known
     callee = callee_of(fn, run.library)
-    coder = run.host.codec.coder(callee.returns if returns is None else returns)
+    if callee.streams or returns is not None:
+        callee = callee.returning(returns)
+    if callee.streams:
+        coder: Coder = StreamCoder(run.host.codec, callee.items)
+    else:
+        coder = run.host.codec.coder(callee.returns if returns is None else returns)
     if returns is None and type(fn) is FunctionType:
         if len(run.callees) >= CALLEES_MAX:  # lambdas, made anew for each call
             run.callees.clear()

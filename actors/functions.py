@@ -20,10 +20,10 @@ import functools
 import inspect
 import math
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from types import FunctionType
-from typing import Any, Final, Literal, ParamSpec, TypeGuard, TypeVar, assert_never
+from typing import Any, Final, Literal, ParamSpec, TypeGuard, TypeVar, assert_never, overload
 
 import msgspec
 import trio
@@ -64,11 +64,17 @@ _ITS_ERRORS: Final = (TypeError, RuntimeError, AttributeError)
 # -- saying how a function runs ------------------------------------------------------------
 
 
-def asyncio_step(fn: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
+@overload
+def asyncio_step(fn: Callable[P, AsyncIterator[T]]) -> Callable[P, AsyncIterator[T]]: ...
+@overload
+def asyncio_step(fn: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]: ...
+
+
+def asyncio_step(fn: Callable[P, Any]) -> Callable[P, Any]:
     """Make a step function of one that needs asyncio. A decorator, or used in the call itself.
 
     Such functions share one asyncio loop, so a connection pool made in one step serves the next.
-    Raises InvalidArgumentError for what cannot be called, and for a generator.
+    An async generator is iterated on asyncio. Raises InvalidArgumentError for what cannot be called.
 
     >>> @asyncio_step
     ... async def rest() -> str:
@@ -78,13 +84,20 @@ def asyncio_step(fn: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
     'asyncio'
     """
     _require_function(fn)
+    if generates(fn):
 
-    @functools.wraps(fn)
-    async def in_asyncio(*args: P.args, **kwargs: P.kwargs) -> T:
-        return await fn(*args, **kwargs)
+        @functools.wraps(fn)
+        def on_asyncio(*args: P.args, **kwargs: P.kwargs) -> Any:
+            return fn(*args, **kwargs)
 
-    vars(in_asyncio)[_KIND] = "asyncio"
-    return in_asyncio
+    else:
+
+        @functools.wraps(fn)
+        async def on_asyncio(*args: P.args, **kwargs: P.kwargs) -> Any:
+            return await fn(*args, **kwargs)
+
+    vars(on_asyncio)[_KIND] = "asyncio"
+    return on_asyncio
 
 
 def process_step(fn: Callable[P, T]) -> Callable[P, T]:
@@ -117,8 +130,8 @@ def process_step(fn: Callable[P, T]) -> Callable[P, T]:
 def classify(fn: Callable[..., Any], library: Library = "trio") -> Kind:
     """Return how a step function runs; `library` is the one of its workflow's coroutine functions.
 
-    Raises InvalidArgumentError for what cannot be called, for a generator, and for a process step
-    that a child could not find.
+    Raises InvalidArgumentError for what cannot be called, and for a process step that a child could
+    not find.
 
     >>> classify(len), classify(trio.sleep)
     ('plain', 'trio')
@@ -152,7 +165,15 @@ def _is_async(fn: Callable[..., Any]) -> bool:
     base = unfold(fn).fn
     if inspect.iscoroutinefunction(base) or inspect.iscoroutinefunction(type(base).__call__):
         return True
-    return bool(_flags(base) & inspect.CO_ITERABLE_COROUTINE)  # types.coroutine
+    # What `types.coroutine` makes, and async generators, which are iterated where coroutines run.
+    return bool(_flags(base) & (inspect.CO_ITERABLE_COROUTINE | inspect.CO_ASYNC_GENERATOR))
+
+
+def generates(fn: object) -> bool:
+    """Tell whether calling `fn` gives a generator, so that it runs only while somebody iterates."""
+    marked = getattr(fn, _KIND, None) == "asyncio"
+    inner: Any = getattr(fn, "__wrapped__", fn) if marked else fn
+    return _flags(unfold(inner).fn) & _UNUSUAL in (inspect.CO_GENERATOR, inspect.CO_ASYNC_GENERATOR)
 
 
 def _flags(fn: Any) -> int:
@@ -169,11 +190,6 @@ def _require_function(fn: object) -> None:
         )
     if not callable(fn):
         raise InvalidArgumentError(f"A step takes a function and its arguments; {fn!r} cannot be called.")
-    if _flags(unfold(fn).fn) & _UNUSUAL in (inspect.CO_GENERATOR, inspect.CO_ASYNC_GENERATOR):
-        raise InvalidArgumentError(
-            f"{fn!r} is a generator, so calling it runs nothing: let the step function return a list, "
-            f"or write a stream with step.writable."
-        )
 
 
 # -- finding a function from another process -----------------------------------------------
@@ -296,14 +312,15 @@ class FunctionHost:
         library: Library = "trio",
         on_cancel: Callable[[], None] | None = None,
         still_counts: Callable[[], bool] | None = None,
+        on_beat: Callable[[Any], None] | None = None,
     ) -> Any:
         """Run `fn(*args)` and return what it returns, once it has ended.
 
         `kind` comes from `classify`; `library` says who awaits the awaitable that a plain function
         returned, as a lambda often does. `on_cancel` is called in the loop, once, when the call is
         cancelled while a plain function runs, which nothing else can tell it; `still_counts` is asked when
-        that has then returned, whether its value is to be returned all the same. Context variables are
-        carried over, except to a process.
+        that has then returned, whether its value is to be returned all the same. `on_beat` gets what a
+        process step says by `StepContext.heartbeat`. Context variables are carried over, except to a process.
 
         Raises what the function raises; NonRetryableError when it needs asyncio and is not run
         there; StepError when its process died or its asyncio task was cancelled by others;
@@ -321,7 +338,7 @@ class FunctionHost:
                 return await self._asyncio.call(fn, args)
             case "process":
                 call = unfold(fn, args)
-                return await self._processes.call(locate(call.fn), call.args, call.kwargs)
+                return await self._processes.call(locate(call.fn), call.args, call.kwargs, on_beat)
             case _:
                 assert_never(kind)
 

@@ -18,9 +18,12 @@ from typing import Any, Final
 import trio
 from trio.lowlevel import current_task
 
-from perdure.errors import AmbiguousStepError
+from perdure.errors import AmbiguousStepError, InvalidArgumentError
 from perdure.limits import NAME_CHARS_MAX
 from perdure.storage.names import check_step_name
+
+RENAMED: Final = "renamed"
+"""Stands for the kind where a name is the former name of a step (`was=`), and so nobody's any more."""
 
 ADVICE: Final = "give the parts distinct names, key=..., or use step.map / step.gather"
 
@@ -40,6 +43,7 @@ class Names:
         self._root_asks: dict[str, Asker] = {}  # by kind: the same for nearly every name
         self._counts: dict[tuple[str, str], int] = {}
         self._functions: dict[str, object] = {}
+        self._former: dict[str, str] = {}
 
     def claim(self, kind: str, name: str, key: object = None, function: object = None) -> tuple[str, int]:
         """Count one use of `name` and return the name as recorded and which use of it this is.
@@ -65,11 +69,45 @@ class Names:
             self._askers[full] = (task, self._open_around(task), kind)
         return full, 1
 
+    def former(self, was: str | tuple[str, ...], name: str, key: object) -> tuple[str, ...]:
+        """Return the full names that a step may be recorded under besides its own.
+
+        Raises `InvalidNameError`, `InvalidArgumentError` and, for a name in use, `AmbiguousStepError`.
+        """
+        names = (was,) if isinstance(was, str) else was
+        if not isinstance(names, tuple) or not names:  # pyright: ignore[reportUnnecessaryIsInstance] - untyped callers
+            raise InvalidArgumentError(f"was={was!r}: it is the former name of the step, or a tuple of them")
+        full = tuple(names) if key is None else tuple(f"{each}[{key}]" for each in names)
+        own = name if key is None else f"{name}[{key}]"
+        for each in full:
+            check_step_name(each)
+            if each == own:
+                raise InvalidArgumentError(f"was={was!r}: it is the name that step {name!r} has now")
+            asked = self._askers.get(each)
+            if (asked is not None and asked[2] != RENAMED) or self._former.get(each, own) != own:
+                other = self._former.get(each, each)
+                raise AmbiguousStepError(
+                    f"step {own!r} says that its name was {each!r} (was=), and step {other!r} of this run has"
+                    " that name, or had it: one recorded step answers one"
+                )
+        return full
+
+    def retire(self, former: tuple[str, ...], name: str) -> None:
+        """Let nobody else ask for the former names of the step `name`."""
+        for each in former:
+            self._former[each] = name
+            self._askers.setdefault(each, (self._root, NOWHERE, RENAMED))
+
     def _claim_again(
         self, kind: str, name: str, full: str, function: object, task: trio.lowlevel.Task
     ) -> int:
         """Count another use of a name, of whatever kind, and return which use of its kind it is."""
         asked = self._askers[full]
+        if asked[2] == RENAMED:
+            raise AmbiguousStepError(
+                f"step {full!r} is asked for, and {self._former[full]!r} says that this was its name (was=):"
+                " give one of them another name"
+            )
         if asked[0] is not task:
             self._require_after(full, asked, task)
         if function is not None:

@@ -9,7 +9,8 @@ message to a child says how its interpreter should look, each later one is a cal
 
 Invariants:
     A child dies with its parent, in the middle of a call too. Between calls it ends in order.
-    Nothing is answered to a call but one message, after the standard streams were flushed.
+    A call is answered by one message, after the standard streams were flushed and the last heartbeat
+    was sent; heartbeats go before it, and nothing else does.
     The script that the parent runs is loaded only for a call that names something in it, and not as
     `__main__`, so that its guarded part does not run.
 """
@@ -29,6 +30,7 @@ import signal
 import struct
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,6 +43,10 @@ ERROR: Final = b"e"
 UNSENDABLE: Final = b"u"
 CALL: Final = b"c"
 PREPARE: Final = b"p"
+BEAT: Final = b"h"
+
+BEAT_S: Final = 0.1
+"""Heartbeats are sent no more often; what was said meanwhile is overtaken by what was said last."""
 
 MAIN_ALIAS: Final = "__mp_main__"
 """The name under which a child loads the parent's script: multiprocessing's, which libraries know."""
@@ -72,8 +78,19 @@ def main() -> None:
     signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # a background group must still be able to print
     for fd in (requests_fd, replies_fd):
         os.set_inheritable(fd, False)
+    # Under the name by which a step imports it, so that there is one of it and `heartbeat` finds the child.
+    sys.modules["perdure.actors.process_child"] = sys.modules[__name__]
     with contextlib.suppress(BrokenPipeError):  # the parent left while it was being answered
-        Child(requests_fd, replies_fd).serve()
+        child = Child(requests_fd, replies_fd)
+        HERE.append(child)
+        child.serve()
+
+
+def heartbeat(details: object) -> None:
+    """Send the heartbeat of the call that runs in this child. Raises what pickling raises."""
+    payload = pickle.dumps(details, PICKLE_PROTOCOL)
+    for child in HERE:
+        child.beat(payload)
 
 
 def _ignore(_number: int, _frame: object) -> None:
@@ -89,6 +106,9 @@ class Child:
         self._replies_fd = replies_fd
         self._calls: queue.SimpleQueue[bytearray | None] = queue.SimpleQueue()
         self._busy = False
+        self._sending = threading.Lock()
+        self._heartbeat: bytes | None = None
+        self._beaten: threading.Event | None = None
         self._sources = Sources(pickle.loads(_read(requests_fd) or b""))  # noqa: S301  # from our own parent
 
     def serve(self) -> None:
@@ -102,9 +122,34 @@ class Child:
                 with contextlib.suppress(Exception):  # closed, None, or replaced by the step
                     stream.flush()
             self._busy = False
-            rest = memoryview(reply)
-            while rest:  # a pipe takes what has room
-                rest = rest[os.write(self._replies_fd, rest) :]
+            with self._sending:
+                self._send(self._pending_beat() + reply)
+
+    def beat(self, payload: bytes) -> None:
+        """Take a heartbeat of the call that runs; a thread sends it, and does not wait for the call."""
+        with self._sending:
+            self._heartbeat = payload
+            if self._beaten is None:
+                self._beaten = threading.Event()
+                beats = threading.Thread(target=self._send_beats, args=[self._beaten], daemon=True)
+                beats.start()
+        self._beaten.set()
+
+    def _send_beats(self, beaten: threading.Event) -> None:
+        while beaten.wait():
+            beaten.clear()
+            with contextlib.suppress(BrokenPipeError), self._sending:
+                self._send(self._pending_beat())
+            time.sleep(BEAT_S)
+
+    def _pending_beat(self) -> bytes:
+        payload, self._heartbeat = self._heartbeat, None
+        return b"" if payload is None else frame(BEAT, payload)
+
+    def _send(self, message: bytes) -> None:
+        rest = memoryview(message)
+        while rest:  # a pipe takes what has room
+            rest = rest[os.write(self._replies_fd, rest) :]
 
     def _receive(self) -> None:
         while (payload := _read(self._requests_fd)) is not None:
@@ -130,6 +175,10 @@ class Child:
             return frame(VALUE, pickle.dumps(value, PICKLE_PROTOCOL))
         except Exception as error:  # noqa: BLE001  # pickling runs the value's own code
             return frame(UNSENDABLE, f"a {type(value).__qualname__}: {error}".encode())
+
+
+HERE: Final[list[Child]] = []
+"""The child that this process is; nothing in a parent."""
 
 
 class Sources(importlib.abc.MetaPathFinder):

@@ -25,7 +25,7 @@ import pickle
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FunctionType
 from typing import Any, Final, cast
@@ -92,8 +92,14 @@ class ProcessPool:
         """How many of them run a step."""
         return len(self._alive.difference(self._idle))
 
-    async def call(self, target: Target, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run a function in a child and return what it returns.
+    async def call(
+        self,
+        target: Target,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        on_beat: Callable[[Any], None] | None = None,
+    ) -> Any:
+        """Run a function in a child and return what it returns; `on_beat` gets its heartbeats.
 
         Raises what the function raises; StepError when the child dies by itself; EncodingError when
         an argument or the result cannot be pickled.
@@ -102,7 +108,7 @@ class ProcessPool:
         async with self._turns:
             child = self._take()
             try:
-                kind, payload = await child.exchange(request)
+                kind, payload = await child.exchange(request, on_beat)
             except BaseException as error:
                 child.kill()
                 with trio.CancelScope(shield=True):
@@ -186,7 +192,9 @@ class ChildProcess:
         self._greeting = wire.frame(wire.PREPARE, pickle.dumps(preparation(), wire.PICKLE_PROTOCOL))
         self._exchange = trio.CancelScope()
 
-    async def exchange(self, request: bytes) -> tuple[bytes, bytes]:
+    async def exchange(
+        self, request: bytes, on_beat: Callable[[Any], None] | None = None
+    ) -> tuple[bytes, bytes]:
         """Send a call and return kind and content of the answer. Raises ChildDiedError."""
         with trio.CancelScope() as self._exchange:
             with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
@@ -194,9 +202,14 @@ class ChildProcess:
                     raise ChildDiedError
                 await self._requests.send_all(self._greeting + request)
                 self._greeting = b""
-                header = await self._receive(wire.HEADER.size)
-                kind, length = wire.HEADER.unpack(header)
-                return kind, await self._receive(length)
+                while True:
+                    header = await self._receive(wire.HEADER.size)
+                    kind, length = wire.HEADER.unpack(header)
+                    payload = await self._receive(length)
+                    if kind != wire.BEAT:
+                        return kind, payload
+                    if on_beat is not None:
+                        on_beat(Unpickler(io.BytesIO(payload)).load())
             # Its pipe has ended, so it is about to: its own exit code says more than our signal.
             with trio.move_on_after(EXIT_GRACE_S):
                 await self.exited.wait()

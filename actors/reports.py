@@ -96,7 +96,7 @@ class Reports:
                 f"step {call.name!r} of {run.key} was called and never awaited, in"
                 f" {place}: write `await step...({call.name!r}, ...)`"
             )
-        left = [step for step in journal.left if step.status != "cancelled"]
+        left = [step for step in journal.left if step.status != "cancelled" and step.kind != "patch"]
         if left:
             names = ", ".join(f"{step.kind} {step.name!r}" for step in left[:NAMES_SHOWN_MAX]) + (
                 " …" if len(left) > NAMES_SHOWN_MAX else ""

@@ -88,7 +88,8 @@ class Run:
 
     `running` counts attempts under way; `open_calls` holds calls made and not finished, in order.
     `callees` remembers what the step functions of this run are like, `declared` the steps that decorators
-    declared, by name, `patches` what `step.patched` has answered; `token` leads into the loop from other threads; `held`: no attempt may start now.
+    declared, by name, `patches` what `step.patched` has answered; `token` leads into the loop from other
+    threads; `held`: no attempt may start now.
     `on_first_wait`, where somebody has set it, is called when an attempt begins or a call parks.
     `handlers` are the rollback handlers that its calls have registered. A run that is replayed for
     handlers alone has in `sought` those that are still missing, and begins no step that is not recorded.

@@ -9,10 +9,11 @@ Nothing here runs but the definitions of the types. `tests/typing/` holds what u
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypedDict, TypeVar, TypeVarTuple, overload
 
 from perdure.actors.calls import StepCall
+from perdure.actors.compensation import RollbackOption
 from perdure.actors.context import StepContext
 from perdure.actors.durations import Duration
 from perdure.actors.retry import Retries, Sensitive
@@ -34,7 +35,10 @@ class AttemptOptions(TypedDict, total=False):
 
     retries: Retries | int | None
     timeout: Duration | None
+    heartbeat_timeout: Duration | None
+    was: str | tuple[str, ...] | None
     sensitive: Sensitive | None
+    rollback: RollbackOption | None
 
 
 class StepOptions(AttemptOptions, total=False):
@@ -49,6 +53,9 @@ class MapOptions(AttemptOptions, total=False):
     limit: int | None
 
 
+Yields: TypeAlias = AsyncIterator[T] | Iterator[T] | Awaitable[AsyncIterator[T]]
+"""What a step function returns whose result is a stream."""
+
 CallOrAsync: TypeAlias = StepCall[T] | Callable[[], Awaitable[T]]
 """A part of `step.gather` or `step.race`, where each is a call or a coroutine function."""
 
@@ -60,11 +67,15 @@ CallOrOther: TypeAlias = CallOrAny[D] | StepCall[object] | Callable[[], object]
 
 
 class DeclaredStep(Protocol[*Ts, Result]):
-    """A step that was declared by a decorator: calling it makes the step call."""
+    """A step that was declared by a decorator: calling it makes the step call.
 
-    def __call__(self, /, *args: *Ts) -> StepCall[Result]:
-        """Make the call; await what it returns."""
-        ...
+    Without arguments the results of the steps it depends on are passed.
+    """
+
+    @overload
+    def __call__(self, /) -> StepCall[Result]: ...
+    @overload
+    def __call__(self, /, *args: *Ts) -> StepCall[Result]: ...
 
 
 class Declaration(Protocol):

@@ -10,17 +10,21 @@ from types import FunctionType
 from typing import Any, TypeVar, TypeVarTuple, Unpack, overload
 
 from perdure.actors.calls import StepCall
+from perdure.actors.compensation import CompensatedCall, RollbackOption, Undo
 from perdure.actors.compose import GroupCall
 from perdure.actors.context import StepContext
-from perdure.actors.do import DoCall, declared, known_of
+from perdure.actors.declared import Declared
+from perdure.actors.do import DoCall, known_of
 from perdure.actors.durations import Duration
-from perdure.actors.retry import DEFAULT_CONFIG, Retries, Sensitive, resolve_config
+from perdure.actors.retry import DEFAULT_CONFIG, Retries, Sensitive, StepConfig, resolve_config
 from perdure.actors.run import Run
 from perdure.actors.signatures import (
     Declaration,
     MapOptions,
     StepOptions,
+    Yields,
 )
+from perdure.actors.step_stream import StepStream
 from perdure.errors import InvalidArgumentError
 
 T = TypeVar("T")
@@ -50,6 +54,28 @@ class DoSteps:
         returns: type[R],
         **options: Unpack[StepOptions],
     ) -> StepCall[R]: ...
+    @overload
+    def do(
+        self, name: str, fn: Callable[[*Ts], Yields[T]], /, *args: *Ts, **options: Unpack[StepOptions]
+    ) -> StepCall[StepStream[T]]: ...
+    @overload
+    def do(
+        self,
+        name: str,
+        fn: Callable[[*Ts, StepContext], Yields[T]],
+        /,
+        *args: *Ts,
+        **options: Unpack[StepOptions],
+    ) -> StepCall[StepStream[T]]: ...
+    @overload
+    def do(
+        self,
+        name: str,
+        fn: Callable[[StepContext, *Ts], Yields[T]],
+        /,
+        *args: *Ts,
+        **options: Unpack[StepOptions],
+    ) -> StepCall[StepStream[T]]: ...
     @overload
     def do(
         self, name: str, fn: Callable[[*Ts], Awaitable[T]], /, *args: *Ts, **options: Unpack[StepOptions]
@@ -96,7 +122,13 @@ class DoSteps:
     ) -> StepCall[Any]: ...
     @overload
     def do(
-        self, name: str | None = None, /, *, returns: object = None, **options: Unpack[StepOptions]
+        self,
+        name: str | None = None,
+        /,
+        *,
+        returns: object = None,
+        concurrent: bool = False,
+        **options: Unpack[StepOptions],
     ) -> Declaration: ...
 
     def do(  # type: ignore[misc]  # mypy takes *Ts for more than *args: Any
@@ -107,22 +139,32 @@ class DoSteps:
         *args: Any,
         retries: Retries | int | None = None,
         timeout: Duration | None = None,
+        heartbeat_timeout: Duration | None = None,
         returns: object = None,
         key: object = None,
+        was: str | tuple[str, ...] | None = None,
         sensitive: Sensitive | None = None,
+        concurrent: bool = False,
+        rollback: RollbackOption | None = None,
     ) -> Any:
         """Run `fn(*args)` as the step `name`, once: its result is recorded and answers every replay.
 
         `fn` is a trio coroutine function, a plain function (it runs in a thread), or one made by
-        `asyncio_step` or `process_step`; keyword arguments go through `functools.partial`. A
-        parameter annotated `StepContext` gets the attempt. `retries` counts retries (attempts =
-        limit + 1; 5 by default, 10 seconds apart at first, doubling); `timeout` is of one attempt
-        (10 minutes by default). `returns` replaces the function's return annotation, which decides
+        `asyncio_step` or `process_step`. A generator, plain or async, or one that is annotated to return
+        an iterator, gives a `StepStream`: what it yields is stored as it comes. Keyword arguments go
+        through `functools.partial`. A parameter annotated `StepContext` gets the attempt. `retries`
+        counts retries (attempts = limit + 1; 5 by default, 10 seconds apart at first, doubling);
+        `timeout` is of one attempt (10 minutes by default), and so is `heartbeat_timeout`: how long it
+        may be without a `StepContext.heartbeat`. `returns` replaces the function's return annotation, which decides
         what stored bytes are decoded to. `key` is part of the step's identity: `charge[order-1]`.
+        `was` is the name, or the names, that the step had before: what is recorded under them answers.
+        `sensitive` ("input", "output", "both") keeps values out of everything that is shown.
         A function that crashes between its effect and the commit runs again: use
-        `StepContext.idempotency_key` towards the outside.
+        `StepContext.idempotency_key` towards the outside. `rollback` undoes the step where the
+        instance ends without success: a function that gets a `RollbackContext`, or a `Rollback`.
 
-        Without `fn` it is a decorator that declares a step; calling the result runs it.
+        Without `fn` it is a decorator that declares a step; calling the result runs it, and first,
+        with `concurrent` at the same time, the steps whose names its parameters bear.
 
         Raises `InvalidArgumentError`, `AmbiguousStepError` and `DivergenceError` at the call; the
         await raises what the last attempt raised, `StepTimeoutError`, or `StepLostError`.
@@ -131,16 +173,57 @@ class DoSteps:
         [0.4, 3.1]
         """
         config = DEFAULT_CONFIG
-        if retries is not None or timeout is not None or sensitive is not None:
-            config = resolve_config(retries, timeout, None, sensitive)
+        if (
+            retries is not None
+            or timeout is not None
+            or heartbeat_timeout is not None
+            or sensitive is not None
+        ):
+            config = resolve_config(retries, timeout, heartbeat_timeout, sensitive)
         run = self._run
         if fn is None:
-            return declared(run, name, config, returns=returns, key=key)
+            return self._declare(
+                name, config, returns=returns, key=key, was=was, concurrent=concurrent, rollback=rollback
+            )
         if name is None:
             raise InvalidArgumentError("a step needs a name: step.do(name, fn, *args)")
+        if concurrent:
+            raise InvalidArgumentError("concurrent= is for the decorator form, whose steps have dependencies")
         known = run.callees.get(fn) if returns is None and type(fn) is FunctionType else None
-        call: DoCall[Any] = DoCall(run, name, fn, args, known or known_of(run, fn, returns), config, key, 2)
+        former = () if was is None else run.names.former(was, name, key)
+        undo = None if rollback is None else Undo(rollback, run.library)  # which may be refused
+        make = DoCall if rollback is None else CompensatedCall
+        call: DoCall[Any] = make(run, name, fn, args, known or known_of(run, fn, returns), config, key, 2)
+        if former:
+            call.adopt(former)
+        if undo is not None:
+            undo.register(call)
         return call
+
+    def _declare(
+        self, name: str | None, config: StepConfig, *, returns: object, key: object,
+        was: str | tuple[str, ...] | None, concurrent: bool, rollback: RollbackOption | None,
+    ) -> Callable[[Callable[..., Any]], Declared[Any]]:  # fmt: skip
+        run = self._run
+        undo = None if rollback is None else Undo(rollback, run.library)
+        cls = DoCall if rollback is None else CompensatedCall
+
+        def make(step_name: str, fn: Callable[..., Any]) -> Callable[[tuple[Any, ...]], DoCall[Any]]:
+            def call(args: tuple[Any, ...]) -> DoCall[Any]:
+                former = () if was is None else run.names.former(was, step_name, key)
+                made: DoCall[Any] = cls(run, step_name, fn, args, known_of(run, fn, returns), config, key, 2)
+                if former:
+                    made.adopt(former)
+                if undo is not None:
+                    undo.register(made)
+                return made
+
+            return call
+
+        def declare(fn: Callable[..., Any]) -> Declared[Any]:
+            return Declared(run, name, fn, known_of(run, fn, returns)[0], make, concurrent=concurrent)
+
+        return declare
 
     @overload
     def map(
@@ -204,24 +287,35 @@ class DoSteps:
         limit: int | None = None,
         retries: Retries | int | None = None,
         timeout: Duration | None = None,
+        heartbeat_timeout: Duration | None = None,
         returns: object = None,
+        was: str | tuple[str, ...] | None = None,
         sensitive: Sensitive | None = None,
+        rollback: RollbackOption | None = None,
     ) -> GroupCall[list[Any]]:
         """Run `fn(item)` for each item as the steps `name[0]`, `name[1]` …, at most `limit` at a time.
 
         Returns the results in the order of the items. All parts run to their end; then one
-        failure is raised as it is, several as an `ExceptionGroup`.
+        failure is raised as it is, several as an `ExceptionGroup`. Options as in `do`.
 
         >>> await step.map("fetch levels", fetch_levels, ["Brest", "Cork"], limit=8)
         [[0.4, 3.1], [0.4, 3.1]]
         """
         if limit is not None and limit < 1:
             raise InvalidArgumentError(f"limit={limit!r}: it must be 1 or more, or None for all at once")
-        config = resolve_config(retries, timeout, None, sensitive)
+        config = resolve_config(retries, timeout, heartbeat_timeout, sensitive)
         run = self._run
         known = known_of(run, fn, returns)
+        undo = None if rollback is None else Undo(rollback, run.library)
+        make = DoCall if rollback is None else CompensatedCall
+        parts: list[StepCall[Any]] = []
         with run.declaring():
-            parts: list[StepCall[Any]] = [
-                DoCall(run, name, fn, (item,), known, config, index, 3) for index, item in enumerate(items)
-            ]
+            for index, item in enumerate(items):
+                former = () if was is None else run.names.former(was, name, index)
+                part: DoCall[Any] = make(run, name, fn, (item,), known, config, index, 2)
+                if former:
+                    part.adopt(former)
+                if undo is not None:
+                    undo.register(part)
+                parts.append(part)
         return GroupCall(run, name, parts, list, limit=limit, depth=2)

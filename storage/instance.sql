@@ -91,7 +91,7 @@ CREATE TABLE _perdure_attempts (
 -- What has reached the instance from outside: events and control commands, in the order in which they came.
 CREATE TABLE _perdure_messages (
     seq INTEGER PRIMARY KEY,
-    kind TEXT NOT NULL,                 -- event, command
+    kind TEXT NOT NULL,                 -- event, command; past: a start or an end, before a restart
     name TEXT NOT NULL,                 -- the event's type, or the command
     payload ANY,                        -- of the event; of a command, what else is to be said
     payload_ref INT,
@@ -99,7 +99,7 @@ CREATE TABLE _perdure_messages (
     received_at INT NOT NULL,           -- and the same on the clock since boot, which decides against timeouts
     received_boot INT,
     received_boot_id INT,
-    delivered_to INT,
+    delivered_to INT,                   -- the seq of a wait; 0: discarded by a restart
     token TEXT UNIQUE,                  -- of the message, so that none counts twice
     received_commit INT NOT NULL,
     delivered_commit INT
@@ -152,7 +152,8 @@ FROM _perdure_steps WHERE superseded IS NULL;
 
 -- The attempts that something came after, and each step's current or last one.
 CREATE VIEW _perdure_all_attempts AS
-SELECT seq, name, a.attempt, a.started_at, a.ended_at, outcome, a.error, a.heartbeat, cpu_ms,
+SELECT seq, name, a.attempt, a.started_at, a.ended_at, outcome, a.error,
+    iif(sensitive IS NULL, a.heartbeat, NULL) AS heartbeat, cpu_ms,
     a.started_commit, a.ended_commit, superseded
 FROM _perdure_attempts AS a JOIN _perdure_steps ON seq = step_seq
 UNION ALL
@@ -161,7 +162,7 @@ SELECT seq, name, attempt, attempt_at, ended_at,
         WHEN status <> 'failed' THEN status
         ELSE CASE json_extract(error, '$.class')
             WHEN 'StepTimeoutError' THEN 'timeout' WHEN 'StepLostError' THEN 'lost' ELSE status END END,
-    error, heartbeat, NULL, attempt_commit, NULL, superseded
+    error, iif(sensitive IS NULL, heartbeat, NULL), NULL, attempt_commit, NULL, superseded
 FROM _perdure_steps AS s
 WHERE attempt > 0 AND NOT EXISTS (SELECT 1 FROM _perdure_attempts WHERE step_seq = seq AND attempt = s.attempt);
 
@@ -192,7 +193,7 @@ FROM (
     UNION ALL
     SELECT started_commit, -2e15, started_at, 'instance started', NULL, NULL, NULL FROM _perdure_instance
     UNION ALL
-    SELECT received_commit, seq - 1e15, received_at, iif(kind = 'event', 'event received', name), NULL, actor,
+    SELECT received_commit, iif(kind = 'past', iif(delivered_to, 9e18, -2e15), seq - 1e15), received_at, iif(kind = 'event', 'event received', name), NULL, actor,
         iif(kind = 'event', name, payload) FROM _perdure_messages
     UNION ALL
     SELECT started_commit, seq << 21, started_at, kind || ' started', name, NULL, NULL FROM _perdure_steps

@@ -22,6 +22,12 @@ WORKFLOW_NAME_CHARS_MAX: Final = 64
 EVENT_TYPE_CHARS_MAX: Final = 100
 """The peer's bound, so that event types carry over."""
 
+SCHEDULE_CHARS_MAX: Final = 256
+"""The peer's bound for a cron expression; an occurrence's id, with its time behind, stays below an id's."""
+
+PRIORITY_MAX: Final = 1_000_000
+"""Priorities go from minus this to this: room enough for any scheme."""
+
 FILE_NAME_BYTES_MAX: Final = 200
 """Linux allows 255 bytes; `-wal`, `-shm` and an archive suffix must fit behind it."""
 
@@ -31,6 +37,9 @@ INPUT_BYTES_INLINE_MAX: Final = 64 * 1024
 INPUT_BYTES_COMPARED_MAX: Final = 256
 """Up to here a replay compares arguments by their text, which is then in memory; beyond, by its digest."""
 
+HEARTBEAT_BYTES_MAX: Final = 64 * 1024
+"""The details of a heartbeat say how far a step is; they are written again and again."""
+
 VALUE_BYTES_INLINE_MAX: Final = 64 * 1024
 """A larger value goes to the chunk table, so that `steps` stays small and quick to scan."""
 
@@ -39,6 +48,13 @@ CHUNK_BYTES: Final = 256 * 1024
 
 VIEW_OUTPUT_BYTES_MAX: Final = 16 * 1024 * 1024
 """The views join chunks up to here; a table scan must not fill the memory of a reader."""
+
+STREAM_CHUNK_BYTES_MAX: Final = 16 * 1024 * 1024
+"""One chunk of a stream is written and read whole: it bounds what both sides hold. The peer's bound."""
+
+STREAM_BYTES_WAITING_MAX: Final = 512 * 1024
+"""Chunks written and not safe yet, per instance: then the writer waits. More than the relay log takes in one
+commit, so that a large stream is not written twice."""
 
 VALUE_BYTES_MAX: Final = 1_000_000_000 - 64 * 1024
 """SQLite's own limit on one value, less the room for its row."""
@@ -111,6 +127,10 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
     crashes_max: int = 16
     """Deaths of the process in a row, with no step recorded between, that park an instance as dead."""
+
+    rollback_replay_s: float = 600.0
+    """How long a `run()` that is replayed for its rollback handlers may wait outside its steps before those
+    that are still missing are given up."""
 
     wal_pages_max: int = 2_000
     """An instance's WAL is checkpointed when it grows beyond this many pages (2 KiB each)."""
