@@ -5,15 +5,17 @@ Read once per code object: a lambda made anew on every replay costs a dictionary
 
 from __future__ import annotations
 
+import copy
 import dis
 import inspect
 import typing
-from collections.abc import Callable
+from collections import abc
+from collections.abc import Callable, Mapping
 from types import CodeType, FunctionType
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 from perdure.actors.context import StepContext
-from perdure.actors.functions import Kind, classify
+from perdure.actors.functions import Kind, classify, generates
 from perdure.actors.identity import function_identity
 from perdure.actors.workflow import StepLibrary
 from perdure.errors import InvalidArgumentError
@@ -25,10 +27,14 @@ class Callee:
 
     `position` is where `StepContext` goes among the positional arguments, `keyword` the name
     of a keyword-only parameter for it; both None where the function takes none. `never_waits` says
-    that nothing in its code awaits, so that it runs to its end wherever it is called.
+    that nothing in its code awaits, so that it runs to its end wherever it is called. `streams` says
+    that its result is taken chunk by chunk; `items` is the annotation of a chunk.
     """
 
-    __slots__ = ("identity", "keyword", "kind", "never_waits", "position", "returns", "wants_context")
+    __slots__ = (
+        "generates", "identity", "items", "keyword", "kind", "never_waits", "position", "returns", "streams",
+        "wants_context",
+    )  # fmt: skip
 
     def __init__(self, fn: Callable[..., Any], library: StepLibrary) -> None:
         self.identity = function_identity(fn)
@@ -37,6 +43,37 @@ class Callee:
         self.position, self.keyword = _context_parameter(fn)
         self.wants_context = self.position is not None or self.keyword is not None
         self.never_waits = self.kind == "trio" and not self.wants_context and _never_waits(fn)
+        self.generates = generates(fn)
+        self.streams, self.items = self.generates, Any
+        self.read_items(self.returns)
+
+    def returning(self, returns: object) -> Callee:
+        """Return what is known where a call says `returns=`, which takes the place of the annotation."""
+        if returns is None or (not self.streams and items_of(returns) is None):
+            return self
+        other = copy.copy(self)
+        other.read_items(returns)
+        return other
+
+    def read_items(self, annotation: Any) -> None:
+        """Take the annotation of a chunk from that of the result, where it is one of an iterator.
+
+        Raises `InvalidArgumentError` for a process step, and for another annotation of a generator.
+        """
+        items = items_of(annotation)
+        if items is not None:
+            self.streams, self.items = True, items
+            self.never_waits = False
+        elif self.generates and annotation is not Any and typing.get_origin(annotation) is not Annotated:
+            raise InvalidArgumentError(
+                f"a step function that yields returns an iterator, not {annotation!r}: annotate it, or give"
+                " returns=, with AsyncIterator[...] or Iterator[...] of what it yields"
+            )
+        if self.streams and self.kind == "process":
+            raise InvalidArgumentError(
+                "a process step cannot return a stream, which would end with its process: return a value, or"
+                " the name of a file"
+            )
 
     def arguments(
         self, args: tuple[Any, ...], context: StepContext
@@ -47,6 +84,21 @@ class Callee:
         if self.keyword is not None:
             return args, {self.keyword: context}
         return args, {}
+
+
+ITERATORS: Final = (abc.AsyncIterator, abc.AsyncGenerator, abc.AsyncIterable, abc.Iterator, abc.Generator)
+"""Annotations of a result that say: this is to be taken chunk by chunk. A list is an `Iterable`."""
+
+
+def items_of(annotation: Any) -> Any | None:
+    """Return the annotation of the chunks where a result is annotated as an iterator, else None.
+
+    >>> items_of(abc.AsyncIterator[bytes]), items_of(list[bytes])
+    (<class 'bytes'>, None)
+    """
+    if annotation in ITERATORS:
+        return Any
+    return typing.get_args(annotation)[0] if typing.get_origin(annotation) in ITERATORS else None
 
 
 KINDS_OF_CODE: Final = (
@@ -101,16 +153,21 @@ def _context_parameter(fn: Callable[..., Any]) -> tuple[int | None, str | None]:
         parameters = inspect.signature(fn).parameters
     except (TypeError, ValueError):  # a built-in without a signature
         return None, None
-    target: Any = inspect.unwrap(fn)
-    while hasattr(target, "func"):
-        target = target.func
-    try:
-        hints = typing.get_type_hints(target if hasattr(target, "__annotations__") else type(target).__call__)
-    except Exception:  # noqa: BLE001 - an annotation that only a type checker can resolve: texts will do
-        hints = {name: parameter.annotation for name, parameter in parameters.items()}
+    hints = annotations_of(fn, parameters)
     for position, (name, parameter) in enumerate(parameters.items()):
         if hints.get(name) in (StepContext, "StepContext", "perdure.StepContext"):
             if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
                 return None, name
             return position, None
     return None, None
+
+
+def annotations_of(fn: Callable[..., Any], parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
+    """Return the annotations of a function's parameters; as texts where they cannot be resolved here."""
+    target: Any = inspect.unwrap(fn)
+    while hasattr(target, "func"):
+        target = target.func
+    try:
+        return typing.get_type_hints(target if hasattr(target, "__annotations__") else type(target).__call__)
+    except Exception:  # noqa: BLE001 - an annotation that only a type checker can resolve: texts will do
+        return {name: parameter.annotation for name, parameter in parameters.items()}

@@ -84,20 +84,18 @@ def asyncio_step(fn: Callable[P, Any]) -> Callable[P, Any]:
     'asyncio'
     """
     _require_function(fn)
-    if generates(fn):
 
-        @functools.wraps(fn)
-        def on_asyncio(*args: P.args, **kwargs: P.kwargs) -> Any:
-            return fn(*args, **kwargs)
+    @functools.wraps(fn)
+    async def in_asyncio(*args: P.args, **kwargs: P.kwargs) -> Any:
+        return await fn(*args, **kwargs)
 
-    else:
+    @functools.wraps(fn)
+    def yielding(*args: P.args, **kwargs: P.kwargs) -> Any:
+        return fn(*args, **kwargs)
 
-        @functools.wraps(fn)
-        async def on_asyncio(*args: P.args, **kwargs: P.kwargs) -> Any:
-            return await fn(*args, **kwargs)
-
-    vars(on_asyncio)[_KIND] = "asyncio"
-    return on_asyncio
+    made: Callable[P, Any] = yielding if generates(fn) else in_asyncio
+    vars(made)[_KIND] = "asyncio"
+    return made
 
 
 def process_step(fn: Callable[P, T]) -> Callable[P, T]:
@@ -105,7 +103,7 @@ def process_step(fn: Callable[P, T]) -> Callable[P, T]:
 
     For CPU-bound work, and for what must be killed at its timeout. The child finds the function by
     module and name; arguments and result are pickled. Called directly, it runs where it is called.
-    Raises InvalidArgumentError for what a child could not find, and for an async function.
+    Raises InvalidArgumentError for what a child could not find, async functions and generators.
 
     >>> from math import factorial
     >>> classify(process_step(factorial))
@@ -117,6 +115,8 @@ def process_step(fn: Callable[P, T]) -> Callable[P, T]:
             f"{fn!r} is async and cannot be a process step: a child has no loop. "
             f"Give a plain function, which may call trio.run or asyncio.run."
         )
+    if generates(fn):
+        raise InvalidArgumentError(f"{fn!r} is a generator, and what it yields cannot leave a child process.")
     locate(fn, being_defined=True)
 
     @functools.wraps(fn)

@@ -155,8 +155,9 @@ class DoSteps:
         through `functools.partial`. A parameter annotated `StepContext` gets the attempt. `retries`
         counts retries (attempts = limit + 1; 5 by default, 10 seconds apart at first, doubling);
         `timeout` is of one attempt (10 minutes by default), and so is `heartbeat_timeout`: how long it
-        may be without a `StepContext.heartbeat`. `returns` replaces the function's return annotation, which decides
-        what stored bytes are decoded to. `key` is part of the step's identity: `charge[order-1]`.
+        may be without a `StepContext.heartbeat`. `returns` replaces the function's return annotation,
+        which decides what stored bytes are decoded to. `key` is part of the step's identity:
+        `charge[order-1]`.
         `was` is the name, or the names, that the step had before: what is recorded under them answers.
         `sensitive` ("input", "output", "both") keeps values out of everything that is shown.
         A function that crashes between its effect and the commit runs again: use

@@ -12,12 +12,15 @@ from typing import Any, Concatenate, Final, Generic, ParamSpec, TypeVar, overloa
 
 import msgspec
 
+from perdure.actors.control import RestartFrom
 from perdure.actors.durations import Duration, seconds
 from perdure.actors.methods import method_of, result_of, untyped_call
 from perdure.actors.outcome import Completed, Dead, Failed, Outcome, Terminated
 from perdure.actors.workflow import Definition
 from perdure.engine.access import Access, Command
+from perdure.engine.removal import delete_all
 from perdure.engine.status import InstanceStatus
+from perdure.engine.streams import StreamCursor, StreamReader
 from perdure.errors import (
     InstanceDeadError,
     InstanceFailedError,
@@ -92,20 +95,23 @@ class Instance(Generic[R]):
 
     @overload
     async def sql(
-        self, query: str, *bindings: Any, as_: None = None, timeout: Duration = "30 seconds"
+        self, query: str, *bindings: Any, as_: None = None, timeout: Duration = "30 seconds",
+        reveal: bool = False,
     ) -> list[Row]: ...
     @overload
     async def sql(
-        self, query: str, *bindings: Any, as_: type[T], timeout: Duration = "30 seconds"
+        self, query: str, *bindings: Any, as_: type[T], timeout: Duration = "30 seconds", reveal: bool = False
     ) -> list[T]: ...
 
     async def sql(
-        self, query: str, *bindings: Any, as_: type[Any] | None = None, timeout: Duration = "30 seconds"
+        self, query: str, *bindings: Any, as_: type[Any] | None = None, timeout: Duration = "30 seconds",
+        reveal: bool = False,
     ) -> list[Any]:
         """Run one reading statement on the instance's file and return its rows.
 
         Rows can be read by attribute and by name; `as_` turns each into that type (a Struct, a
-        dataclass). Raises `QueryRefusedError`, `QueryTimeoutError`, `QueryError`.
+        dataclass). With `reveal` the views show the values of `sensitive` steps, where NULL stands
+        otherwise. Raises `QueryRefusedError`, `QueryTimeoutError`, `QueryError`.
 
         >>> rows = await instance.sql("SELECT name, status FROM steps WHERE kind = ?", "do")
         >>> rows[0].name, rows[0]["status"]
@@ -113,7 +119,9 @@ class Instance(Generic[R]):
         """
         timeout_s = seconds(timeout)
         async with self._access.reading(self.key) as (path, immutable):
-            rows = await self._queries.fetch(path, query, bindings, timeout_s=timeout_s, immutable=immutable)
+            rows = await self._queries.fetch(
+                path, query, bindings, timeout_s=timeout_s, immutable=immutable, reveal=reveal
+            )
             await self._access.synced(self.key)  # what it wrote while the query was on its way
         if as_ is None:
             return rows
@@ -121,7 +129,7 @@ class Instance(Generic[R]):
 
     @contextlib.asynccontextmanager
     async def sql_stream(
-        self, query: str, *bindings: Any, timeout: Duration = "30 seconds"
+        self, query: str, *bindings: Any, timeout: Duration = "30 seconds", reveal: bool = False
     ) -> AsyncGenerator[RowStream, None]:
         """As `sql`, row by row with bounded memory.
 
@@ -133,7 +141,9 @@ class Instance(Generic[R]):
         timeout_s = seconds(timeout)
         async with (
             self._access.reading(self.key) as (path, immutable),
-            self._queries.stream(path, query, bindings, timeout_s=timeout_s, immutable=immutable) as rows,
+            self._queries.stream(
+                path, query, bindings, timeout_s=timeout_s, immutable=immutable, reveal=reveal
+            ) as rows,
         ):
             await self._access.synced(self.key)  # the snapshot is taken by now
             yield rows
@@ -170,6 +180,33 @@ class Instance(Generic[R]):
                 return
             if not ended:
                 await change.wait()
+
+    @overload
+    def stream(
+        self, name: str, start: int = 0, *, follow: bool = True, returns: type[T]
+    ) -> StreamReader[T]: ...
+    @overload
+    def stream(
+        self, name: str, start: int = 0, *, follow: bool = True, returns: object = Any
+    ) -> StreamReader[Any]: ...
+
+    def stream(
+        self, name: str, start: int = 0, *, follow: bool = True, returns: object = Any
+    ) -> StreamReader[Any]:
+        """Read a stream, or the result of a step that yields, while it is written: `async for` gives chunks.
+
+        `start` is an index, or below 0 how many chunks before the end; `returns` is the annotation of a
+        chunk. With `follow` it waits for more until the stream is closed or the instance has ended. Chunks
+        come once they are durable, in order. The iteration raises `StreamRewoundError` where a chunk
+        that it gave is superseded, and can then go on; and `StreamNotFoundError`, `InstanceNotFoundError`.
+
+        >>> async for token in instance.stream("tokens", returns=str):
+        ...     print(token, end="")
+        high water at noon
+        """
+        cursor = StreamCursor(self.key, name, start)
+        coder = self._access.codec.coder(returns)
+        return StreamReader(cursor, self._access, self._queries, coder, follow=follow)
 
     # -- calling ---------------------------------------------------------------------------
 
@@ -229,12 +266,62 @@ class Instance(Generic[R]):
         await self._command(Command(name="pause", who=who, token=token))
 
     async def resume(self, *, who: str | None = None, token: str | None = None) -> None:
-        """Take a pause back, or revive a dead instance. Waiting deadlines move by the pause's length."""
+        """Take a pause back, or revive a dead instance. Waiting deadlines move by the pause's length.
+
+        Nothing happens to an instance that is neither paused nor dead. Raises `InstanceFinishedError`.
+        """
         await self._command(Command(name="resume", who=who, token=token))
 
-    async def terminate(self, *, who: str | None = None, token: str | None = None) -> None:
-        """End the instance. Attempts under way are cancelled and waited for. Returns once that is durable."""
-        await self._command(Command(name="terminate", who=who, token=token))
+    async def terminate(
+        self, *, rollback: bool = False, who: str | None = None, token: str | None = None
+    ) -> None:
+        """End the instance. Attempts under way are cancelled and waited for. Returns once that is durable.
+
+        With `rollback` the handlers of its steps are run first, last step first. Then this returns once
+        it is durable that they will be, whatever happens; `result()` waits for the end.
+
+        Raises `InstanceFinishedError` for one that has ended already.
+        """
+        await self._command(Command(name="terminate", who=who, token=token, rollback=rollback))
+
+    async def restart(
+        self,
+        from_step: str | None = None,
+        *,
+        count: int = 1,
+        kind: str = "do",
+        who: str | None = None,
+        token: str | None = None,
+    ) -> None:
+        """Have the instance run again, with the id and params it has, whatever its status.
+
+        From the beginning, or from the `count`th use of the step named `from_step`, of that `kind`: what
+        had started before it is kept. Attempts under way are cancelled, and the new run begins once they
+        have ended. `timeout` of the whole run counts anew. Events that came before and were delivered to
+        nobody are not delivered after a restart from the beginning; the one given to `create` is, again.
+        What is run again stays in `history`. Returns once the restart is durable.
+
+        Raises `StepNotFoundError`, `InvalidArgumentError`, `InstanceExpiredError`; nothing has changed then.
+
+        >>> await instance.restart(from_step="fetch levels")
+        >>> await instance.result()
+        3.1
+        """
+        origin = RestartFrom(from_step, count, kind)
+        origin.check()
+        await self._command(Command(name="restart", who=who, token=token, origin=origin))
+
+    async def delete(self, *, who: str | None = None, token: str | None = None) -> None:
+        """Remove the instance: its file, what is archived of it, and its row. There is no way back.
+
+        One that is running is stopped first, at its next await, like one that deletes itself from a step.
+        Once this returns its id is free. Raises `InstanceNotFoundError`.
+
+        >>> await instance.delete()
+        """
+        refused = await delete_all(self._access, [self.key], who=who, token=token)
+        for error in refused.values():
+            raise error
 
     async def _command(self, command: Command) -> None:
         await self._access.command(self.key, command)

@@ -69,11 +69,20 @@ def _schema() -> str:
     return minified(resources.files("perdure.storage").joinpath("instance.sql").read_text("utf-8"))
 
 
+@functools.cache
+def stream_schema() -> tuple[str, ...]:
+    """Return the statements that give a file its table of streams, and the view over it, at first need."""
+    sql = minified(resources.files("perdure.storage").joinpath("streams.sql").read_text("utf-8"))
+    return "DROP VIEW streams", *(part for part in sql.split(";") if part)
+
+
 def _views(connection: sqlite3.Connection) -> str:
     """Return the SQL that makes every view of the runtime's as it is today."""
     there = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'view'")}
-    views = [(view[1], view[0]) for view in VIEW.finditer(_schema())]
-    return "".join([f"DROP VIEW {name};" for name, _ in views if name in there] + [sql for _, sql in views])
+    views = {view[1]: view[0] for view in VIEW.finditer(_schema())}
+    if connection.execute("SELECT 1 FROM sqlite_schema WHERE name = '_perdure_streams'").fetchone():
+        views["streams"] = f"{stream_schema()[-1]};"
+    return "".join([f"DROP VIEW {name};" for name in views if name in there] + list(views.values()))
 
 
 def check_header(connection: sqlite3.Connection, path: Path) -> None:

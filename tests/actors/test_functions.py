@@ -177,16 +177,18 @@ def test_a_coroutine_is_refused_with_the_way_to_write_it() -> None:
         classify(called)
 
 
-def test_a_generator_is_refused() -> None:
+def test_a_generator_runs_where_its_kind_of_function_does_and_never_in_a_process() -> None:
     def numbers() -> Iterator[int]:
         yield 1
 
     async def later_numbers() -> AsyncIterator[int]:
         yield 1
 
-    for fn in (numbers, partial(numbers), later_numbers):
-        with pytest.raises(InvalidArgumentError, match="is a generator"):
-            classify(fn)
+    assert ["plain", "plain"] == [classify(numbers), classify(partial(numbers), "asyncio")]
+    assert ["trio", "asyncio"] == [classify(later_numbers), classify(later_numbers, "asyncio")]
+    assert "asyncio" == classify(asyncio_step(later_numbers))
+    with pytest.raises(InvalidArgumentError, match="is a generator"):
+        process_step(numbers)
 
 
 @pytest.mark.parametrize(
