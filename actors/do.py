@@ -30,6 +30,7 @@ from perdure.actors.retry import DEFAULT_CONFIG, StepConfig, backoff_delay_s, ba
 from perdure.actors.run import ENDING, INTERRUPTING, Run
 from perdure.actors.step_stream import StreamCoder, is_streamed, stream_of
 from perdure.errors import (
+    DecodingError,
     DivergenceError,
     EncodingError,
     InvalidArgumentError,
@@ -45,7 +46,7 @@ from perdure.storage.codec import Coder
 from perdure.storage.codec_describe import digest_of
 from perdure.storage.failure import describe_failure
 from perdure.storage.journal import Step
-from perdure.storage.records import AttemptOutcome, LongText, Stored
+from perdure.storage.records import AttemptOutcome, LongText, StepKind, Stored
 from perdure.storage.streams import Extent
 
 T = TypeVar("T")
@@ -78,7 +79,7 @@ class DoCall(StepCall[T]):
 
     __slots__ = ("args", "callee", "config", "digest", "fn", "input")
 
-    kind = "do"
+    kind: ClassVar[StepKind] = "do"
     detail: ClassVar[str | None] = None
 
     def __init__(  # noqa: PLR0917 - keywords would cost every step a dictionary
@@ -137,7 +138,15 @@ class DoCall(StepCall[T]):
                 self.awaited = True
                 run.open_calls.pop(self, None)
                 stored = record.output
-                return self.answer(record) if stored is None else self.coder.decode(stored)  # type: ignore[union-attr]  # a do call always has one
+                try:
+                    return self.answer(record) if stored is None else self.coder.decode(stored)  # type: ignore[union-attr]  # a do call always has one
+                except DecodingError:
+                    if self.config.sensitive not in ("output", "both"):
+                        raise
+                raise DecodingError(  # out here: an error keeps the one that was being handled
+                    f"the recorded result of step {self.name!r} does not fit its annotation any more"
+                    " (sensitive, so not shown)"
+                )
         return (yield from super().__await__())
 
     def answer(self, step: Step) -> T:
@@ -223,7 +232,9 @@ class DoCall(StepCall[T]):
 
     # -- one attempt -----------------------------------------------------------------------
 
-    new_attempt: ClassVar[Callable[[Run, Step, StepConfig], Attempt]] = Attempt
+    new_attempt: ClassVar[Any] = (
+        Attempt  # what a rollback replaces; a method here would cost each step a call
+    )
 
     async def _attempt(self, step: Step) -> T | _Again:
         run = self.run
@@ -231,7 +242,7 @@ class DoCall(StepCall[T]):
         try:
             try:
                 await run.host.gate.passed(run.file)
-                attempt = self.new_attempt(run, step, self.config)
+                attempt: Attempt = self.new_attempt(run, step, self.config)
                 if self.callee.never_waits:
                     value = attempt.run_now(self.fn, self.args)
                 else:
@@ -310,9 +321,8 @@ class DoCall(StepCall[T]):
         """Return the error without the value it quotes, where that is sensitive."""
         if self.config.sensitive not in ("output", "both"):
             return error
-        path = getattr(error, "path", "$")
-        return EncodingError(
-            f"the result of step {self.name!r} cannot be stored as it is (sensitive, so not shown)", path=path
+        return EncodingError(  # without its path, which has keys of the value
+            f"the result of step {self.name!r} cannot be stored as it is (sensitive, so not shown)"
         )
 
     def _cancelled(self, step: Step) -> None:

@@ -10,7 +10,7 @@ Invariants:
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 import msgspec
 
@@ -115,6 +115,24 @@ class InstanceState(msgspec.Struct, frozen=True, kw_only=True):
     retention: str | None = None
 
 
+ROLLBACK_DETAIL: Final = '{"rollback":true}'
+"""What the row of a step says that has a rollback handler."""
+
+RollbackOutcome = Literal["running", "complete", "failed"]
+
+
+class RollbackState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How an instance's rollback stands. `error` is why it failed, in the stored form of an error.
+
+    While it runs, `ends` says how the instance will end, and `cause` holds the stored error for that.
+    """
+
+    outcome: RollbackOutcome
+    error: msgspec.Raw
+    ends: Literal["errored", "terminated"] | None = None
+    cause: str | None = None
+
+
 class CatalogRow(msgspec.Struct, frozen=True, kw_only=True):
     """What the catalog knows of one instance."""
 
@@ -185,3 +203,8 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
 def decode_birth(text: str | None) -> Birth | None:
     """Return the birth record that a catalog row holds, or None once the file exists."""
     return None if text is None else msgspec.json.decode(text, type=Birth)
+
+
+def decode_rollback(text: str | None) -> RollbackState | None:
+    """Return how an instance's rollback stands, None where there has been none."""
+    return None if text is None else msgspec.json.decode(text, type=RollbackState)
