@@ -22,7 +22,7 @@ demo: $(VENV)/.runtime  ## watch a workflow survive a crash
 	@$(bin)/perdure demo $(ARGS)
 
 test: $(VENV)/.test  ## the test suite
-	@$(bin)/pytest $(ARGS)
+	@$(bin)/pytest -n auto --dist worksteal $(ARGS)
 
 # PERDURE_CHAOS_SEED=n repeats a campaign; the suite runs the same tests with a few kills.
 chaos: $(VENV)/.test  ## 200 kills at random instants in each mode, and 200 in the middle of each job

@@ -30,8 +30,8 @@ class ActorSql(Sql):
     def exec(self, query: str, *bindings: Any) -> Rows:
         """Run one statement and return its rows; as `Sql.exec`, which says what is refused.
 
-        >>> self.ctx.storage.sql.exec("SELECT count(*) AS n FROM steps").one()["n"]
-        2
+        >>> await order.call(Order.count_steps)  # return self.ctx.storage.sql.exec("SELECT ...").one()["n"]
+        1
         """
         self._gate.touch(self._own)
         return super().exec(query, *bindings)

@@ -23,8 +23,9 @@ from perdure.errors import InvalidArgumentError
 def call(
     *, instance: str, method: str, arguments: str | None, state: Path, as_json: bool, timeout_s: float
 ) -> None:
-    """Call a public async method of the workflow on a running instance and print its result as JSON.
+    """Call a method of a running instance: any public async method of its workflow.
 
+    Its result is printed as JSON.
     ARGUMENTS is JSON: a list of arguments, or an object of named ones; @FILE reads it from a file, - from
     stdin. The process that serves the instance carries the call out, at most once.
 

@@ -1,7 +1,8 @@
 """The examples in docstrings do what they say: those of every module, not of the public ones alone.
 
 An example without `await` is an ordinary doctest. One with `await` is run under trio, with these names
-to hand: `runtime`, `Tides`, a workflow, and `instance`, one of it that has ended. One that speaks of `step`
+to hand: `runtime`, `Tides`, a workflow, `instance`, one of it that has ended, and `order`, an instance of
+`Order` that waits to be approved. One that speaks of `step`
 is run inside a `run()`, which has an event of type `approve` waiting.
 """
 
@@ -92,15 +93,37 @@ class Greet(WorkflowEntrypoint):
         return f"hello {event.payload}"
 
 
+class Order(WorkflowEntrypoint):
+    async def run(self, event: WorkflowEvent[str], step: WorkflowStep) -> str:
+        self.address = event.payload
+        approval = await step.wait_for_event("approval", type="approved")
+        return f"shipped to {self.address}, approved by {approval.payload['by']}"
+
+    async def set_address(self, address: str) -> str:
+        self.address = address
+        return f"shipping to {address}"
+
+    async def count_steps(self) -> int:
+        count: int = self.ctx.storage.sql.exec("SELECT count(*) AS n FROM steps").one()["n"]
+        return count
+
+    async def approve(self, by: str) -> None:
+        self.ctx.send_event("approved", {"by": by})
+
+
 @pytest.mark.parametrize("test", [test for test in ASYNC if not is_of_steps(test)], ids=name_of)
 async def test_the_awaiting_example_in_a_docstring_does_what_it_says(
     test: doctest.DocTest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    async with open_test_runtime(tmp_path / "tests-own-state", workflows=[Tides]) as runtime:
+    async with open_test_runtime(tmp_path / "tests-own-state", workflows=[Tides, Order]) as runtime:
         instance = await runtime.create(Tides, params="Brest", id="brest")
         await instance.result()
-        names = {"perdure": perdure, "runtime": runtime, "instance": instance, "Tides": Tides}
+        names: dict[str, Any] = {
+            "perdure": perdure, "runtime": runtime, "instance": instance, "Tides": Tides,
+        }  # fmt: skip
+        if any("order." in example.source for example in test.examples):
+            names |= {"order": await runtime.create(Order, params="1 Kay Street"), "Order": Order}
         await run_async(test, {**test.globs, **names})
 
 

@@ -151,6 +151,9 @@ def run_undisturbed(folder: Path, launch: Launch, known: dict[str, list[list[int
 def assert_attempts_were_recorded_first(campaign: Campaign, rows_of: Rows, folder: Path) -> None:
     """Law 4, in the killed state: no function had begun whose attempt is not on record."""
     state = StateFolder(folder / "autopsy")  # made by damage_in
+    if not state.catalog.exists():  # the process was killed before it had begun
+        assert not steps_begun(campaign.witness, f"Chaos/{campaign.id}")
+        return
     if (campaign.state / "relay").exists():
         shutil.copytree(campaign.state / "relay", state.relay)
     with contextlib.closing(Catalog(open_catalog(state.catalog, checkpointer=False))) as catalog:
