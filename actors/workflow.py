@@ -94,7 +94,9 @@ class ActorContext:
     def send_event(self, type_: str, payload: Any = None) -> None:
         """Send the instance an event from one of its own methods, in the same commit as what that writes.
 
-        >>> self.ctx.send_event("approved", {"by": "Ada"})
+        >>> await order.call(Order.approve, "Ada")  # self.ctx.send_event("approved", {"by": "Ada"})
+        >>> await order.result()
+        'shipped to 1 Kay Street, approved by Ada'
         """
         self._receive(type_, payload)
 

@@ -230,7 +230,7 @@ class Instance(Generic[R]):
         Raises what the method raises, `InvalidArgumentError` for arguments that do not fit,
         `InstanceFinishedError`, and `StateError` where the instance is paused or its runtime ended.
 
-        >>> await instance.call(Order.set_address, "12 Quay Street")
+        >>> await order.call(Order.set_address, "12 Quay Street")
         'shipping to 12 Quay Street'
         """
         name = method if isinstance(method, str) else method.__name__
