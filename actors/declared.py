@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Generator
-from typing import Any, Final, Generic, TypeVar, cast
+from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 import trio
@@ -56,7 +56,9 @@ class Declared(Generic[T]):
         self._make = make(self.name, fn)
         self._parameters = _parameters(self.name, fn, callee)
         # Those declared before this one, so that there are no circles.
-        self._known = {name: run.declared[name] for name in self._parameters if name in run.declared}
+        self._known: dict[str, Declared[Any]] = {
+            name: run.declared[name] for name in self._parameters if name in run.declared
+        }
         self._declared = sorted(run.declared)
         self._shared: Shared[Any] | None = None
         self._with_arguments: list[Shared[Any]] = []
@@ -73,7 +75,7 @@ class Declared(Generic[T]):
         if not args and self._shared is not None:
             return self._shared
         rest = self._rest(args)
-        needs = [_dependency(need, self.name) or Given(need) for need in rest]
+        needs = [need if isinstance(need, Given) else need.needed_by(self.name) for need in rest]
         call = self._make(args)
         self._run.open_calls.pop(call, None)  # a handle stands for it when a forgotten await is told
         shared: Shared[T] = Shared(call, args, needs, concurrent=self._concurrent)
@@ -94,7 +96,7 @@ class Declared(Generic[T]):
             )
         return self.shared(())
 
-    def _rest(self, args: tuple[Any, ...]) -> list[Any]:
+    def _rest(self, args: tuple[Any, ...]) -> list[Declared[Any] | Given]:
         """Return what is to be passed behind the arguments: declared steps, and defaults before them."""
         rest = list(self._parameters.items())[len(args) :]
         while rest and rest[-1][0] not in self._known and rest[-1][1] is not EMPTY:
@@ -107,7 +109,7 @@ class Declared(Generic[T]):
                     f" declared before it (there are: {', '.join(self._declared) or 'none'}): pass it, or"
                     f" declare a step {name!r} first{hint}"
                 )
-        return [self._known.get(name, default) for name, default in rest]
+        return [self._known.get(name) or Given(default) for name, default in rest]
 
 
 class Given(msgspec.Struct, frozen=True):
@@ -203,13 +205,6 @@ class DeclaredCall(StepCall[T]):
 
 
 Need = Shared[Any] | Given
-
-
-def _dependency(need: Any, name: str) -> Shared[Any] | None:
-    if isinstance(need, Declared):
-        declared = cast("Declared[Any]", need)
-        return declared.needed_by(name)
-    return None
 
 
 def _parameters(name: str, fn: Callable[..., Any], callee: Callee) -> dict[str, Any]:

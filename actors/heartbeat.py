@@ -24,6 +24,7 @@ from perdure.actors.run import Run
 from perdure.errors import EncodingError, WorkflowCodeError
 from perdure.limits import HEARTBEAT_BYTES_MAX
 from perdure.storage.journal import Step
+from perdure.storage.records import Stored
 
 INTERVAL_MS: Final = 100
 """A loop may say how far it is at each turn: what nobody could read in time is not worth a write."""
@@ -92,13 +93,14 @@ class Heartbeats:
 
     def _encoded(self, details: Any) -> str:
         coder = self._run.host.codec.coder(Any)
+        stored: Stored | None = None
         try:
             stored, _ = coder.record(details)
-        except EncodingError as error:
+        except EncodingError:
             if not self._sensitive:
                 raise
-            text = "the details of a heartbeat cannot be stored (sensitive, so not shown)"
-            raise EncodingError(text, path=error.path) from None
+        if stored is None:  # out here: an error keeps the one that was being handled
+            raise EncodingError("the details of a heartbeat cannot be stored (sensitive, so not shown)")
         if isinstance(stored, bytes):
             raise EncodingError(
                 "the details of a heartbeat are JSON, not bytes: put them into text", path="$"

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import click
+import msgspec
 import trio
 from rich.console import Console
 from rich.text import Text
 
 from perdure import InstanceStatus
-from perdure.cli import exits, options, picture, render
-from perdure.engine.remote import ENDED, Reader, open_remote
+from perdure.cli import exits, family, options, picture, render
+from perdure.engine.remote import ENDED, Reader, Remote, open_remote
 
 STEPS: Final = "SELECT * FROM steps ORDER BY seq"
 ATTEMPTS: Final = "SELECT * FROM attempts"
@@ -34,6 +35,7 @@ class Description(NamedTuple):
     commands: list[dict[str, Any]]
     steps: list[dict[str, Any]]
     attempts: list[dict[str, Any]]
+    children: list[dict[str, Any]]
 
 
 @click.command()
@@ -42,38 +44,42 @@ class Description(NamedTuple):
 @options.json_option
 @click.option("--steps", "steps_max", type=click.IntRange(min=1), default=100, show_default=True,
               help="How many steps to show, the last ones.")  # fmt: skip
-def describe(*, instance: str, state: Path, as_json: bool, steps_max: int) -> None:
+@options.reveal_option
+def describe(*, instance: str, state: Path, as_json: bool, steps_max: int, reveal: bool) -> None:
     """Show one instance: where it stands and why, and its timeline.
 
     The timeline has each step with its attempts, its duration, and a bar that shows when in the
-    whole run it ran; errors of failed attempts stand below their step.
+    whole run it ran; errors of failed attempts stand below their step. Children are listed with the
+    step that waits for them and their status.
 
     \b
     perdure describe ResearchAgent/tides-1
     perdure describe tides-1 --json | jq '.steps[].duration_ms'
     """
-    found = trio.run(_describe, state, instance, steps_max)
+    found = trio.run(_describe, state, instance, steps_max, reveal)
     if as_json:
         render.print_json(_json(found))
     else:
         _show(render.console(), found, state)
 
 
-async def _describe(state: Path, instance: str, steps_max: int) -> Description:
+async def _describe(state: Path, instance: str, steps_max: int, reveal: bool) -> Description:
     async with open_remote(state) as remote:
         key = remote.resolve(instance)
         async with remote.read(key) as file:
-            return await _read(str(key), file, steps_max)
+            return await _read(remote, str(key), file, steps_max, reveal=reveal)
 
 
-async def _read(key: str, file: Reader, steps_max: int) -> Description:
+async def _read(remote: Remote, key: str, file: Reader, steps_max: int, *, reveal: bool) -> Description:
     if not file.has_file:
-        return Description(key, file.path, file.status, file.owned, None, [], [], [], [])
+        return Description(key, file.path, file.status, file.owned, None, [], [], [], [], [])
     rows = [
-        [row.as_dict() for row in await file.fetch(query)] for query in (EVENTS, COMMANDS, STEPS, ATTEMPTS)
+        [row.as_dict() for row in await file.fetch(query, reveal=reveal)]
+        for query in (EVENTS, COMMANDS, STEPS, ATTEMPTS)
     ]
     taken = await picture.take(file.fetch, steps_max=steps_max)
-    return Description(key, file.path, file.status, file.owned, taken, *rows)
+    children = family.children_of(remote, rows[2])
+    return Description(key, file.path, file.status, file.owned, taken, *rows, children)
 
 
 # -- for people ----------------------------------------------------------------------------
@@ -92,6 +98,8 @@ def _show(console: Console, found: Description, state: Path) -> None:
             console.print(Text(f"… {hidden} earlier steps: --steps shows more", style="dim"))
         for each in picture.timeline(found.picture):
             console.print(each)
+    for line in family.told(found.children):
+        console.print(line)
     for event in found.events:
         console.print(
             Text(f"undelivered event {event['type']!r}: {_short(event['payload'])}", style="yellow")
@@ -128,7 +136,7 @@ def _facts(found: Description, state: Path) -> list[tuple[str, str | Text]]:
         facts.append(("ended", f"{render.moment(status.ended_at)}, after {took}"))
     facts += [
         (name, _short(row[name]))
-        for name in ("params", "tags", "version")
+        for name in ("params", "tags", "version", "parent")
         if row.get(name) not in (None, "null")
     ]
     if row.get("replays"):
@@ -137,6 +145,9 @@ def _facts(found: Description, state: Path) -> list[tuple[str, str | Text]]:
         facts.append(("result", _short(row.get("output"))))
     if status.error:
         facts.append(("error", Text(exits.one_line(status.error), style="red")))
+    if status.rollback is not None:
+        why = f": {exits.one_line(status.rollback.error)}" if status.rollback.error else ""
+        facts.append(("rollback", Text(f"{status.rollback.outcome}{why}", style="red" if why else "")))
     if not found.owned and status.status not in (*ENDED, "paused"):
         facts.append(("parked", f"no process runs this folder: `perdure serve FILE --state {state}` goes on"))
     if status.status in ("paused", "dead"):
@@ -164,6 +175,7 @@ def _json(found: Description) -> dict[str, Any]:
         "status": status.status,
         "reason": status.reason,
         "error": status.error,
+        "rollback": None if status.rollback is None else msgspec.structs.asdict(status.rollback),
         **times,
         "running_here": found.owned,
         "params": render.loaded(row.get("params")),
@@ -171,6 +183,9 @@ def _json(found: Description) -> dict[str, Any]:
         "replays": row.get("replays"),
         "version": row.get("version"),
         "tags": render.loaded(row.get("tags")),
+        "parent": row.get("parent"),
+        "generation": row.get("generation"),
+        "children": found.children,
         "file": str(found.path) if found.picture is not None else None,
         "steps": [_decoded(step, "input", "output", "error", "config", "detail") for step in found.steps],
         "attempts": [_decoded(attempt, "error", "heartbeat") for attempt in found.attempts],

@@ -36,6 +36,13 @@ def json_option(function: Function) -> Function:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")(function)
 
 
+def reveal_option(function: Function) -> Function:
+    """Add --reveal."""
+    return click.option(
+        "--reveal", is_flag=True, help="Show the values of sensitive steps, which are null otherwise."
+    )(function)
+
+
 def timeout_option(function: Function) -> Function:
     """Add --timeout of a command to an instance."""
     return click.option(

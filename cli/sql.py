@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -15,7 +16,7 @@ from rich.text import Text
 
 from perdure import InvalidArgumentError
 from perdure.cli import exits, options, render
-from perdure.engine.remote import Remote, open_remote
+from perdure.engine.remote import open_remote
 
 CELL_CHARS_MAX: Final = 60
 WIDTHS_MAX: Final = 1.5
@@ -41,9 +42,10 @@ class Answer(NamedTuple):
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
 @click.option("--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True), default=30.0,
               show_default=True, metavar="SECONDS", help="When a query is interrupted.")  # fmt: skip
+@options.reveal_option
 def sql(
     *, words: tuple[str, ...], catalog: bool, workflow: str | None, state: Path, as_json: bool, as_csv: bool,
-    timeout_s: float,
+    timeout_s: float, reveal: bool,
 ) -> None:  # fmt: skip
     """Ask instances with SQL. Only one statement that reads is run.
 
@@ -55,12 +57,13 @@ def sql(
     perdure sql 1f0c "SELECT output ->> '$.title' AS title FROM instance"
     perdure sql --catalog 'SELECT workflow, status, count(*) FROM instances GROUP BY 1, 2'
     perdure sql --all Hello 'SELECT max(duration_ms) AS slowest FROM steps' --csv
+    perdure sql 1f0c 'SELECT name, output FROM steps WHERE sensitive' --reveal
     """
     if as_json and as_csv:
         raise InvalidArgumentError("--json and --csv exclude each other")
     instance, query = _words(words, catalog=catalog, workflow=workflow)
     query = options.read_text(query, "QUERY")
-    answer = trio.run(_ask, state, instance, workflow, query, timeout_s)
+    answer = trio.run(partial(_ask, state, instance, workflow, query, timeout_s=timeout_s, reveal=reveal))
     _show(answer, as_json=as_json, as_csv=as_csv)
     for failure in answer.failures:
         click.echo(f"perdure: {exits.one_line(failure)}", err=True)
@@ -84,24 +87,20 @@ def _words(words: Sequence[str], *, catalog: bool, workflow: str | None) -> tupl
 
 
 async def _ask(
-    state: Path, instance: str | None, workflow: str | None, query: str, timeout_s: float
+    state: Path, instance: str | None, workflow: str | None, query: str, *, timeout_s: float, reveal: bool
 ) -> Answer:
     async with open_remote(state) as remote:
         if workflow is not None:
-            united = await remote.read_all(workflow, query, timeout_s=timeout_s)
+            united = await remote.read_all(workflow, query, timeout_s=timeout_s, reveal=reveal)
             failures = [f"{workflow}/{each.label} gave no answer: {each.error}" for each in united.failures]
             aligned = [[_value(row, name) for name in united.columns] for row in united.rows]
             return Answer(united.columns, aligned, failures)
         if instance is not None:
-            return await _ask_one(remote, instance, query, timeout_s)
+            key = remote.resolve(instance)
+            await remote.make_file(key)
+            async with remote.read(key) as file:
+                return _answer(await file.fetch(query, timeout_s=timeout_s, reveal=reveal))
         return _answer(await remote.read_catalog(query, timeout_s=timeout_s))
-
-
-async def _ask_one(remote: Remote, instance: str, query: str, timeout_s: float) -> Answer:
-    key = remote.resolve(instance)
-    await remote.make_file(key)
-    async with remote.read(key) as file:
-        return _answer(await file.fetch(query, timeout_s=timeout_s))
 
 
 def _answer(rows: Sequence[Any]) -> Answer:

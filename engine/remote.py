@@ -21,6 +21,7 @@ import difflib
 import os
 import uuid
 from collections.abc import AsyncGenerator, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, get_args
 
@@ -28,13 +29,16 @@ import msgspec
 import trio
 
 from perdure import errors
+from perdure.actors.retention import Retention, stored_retention
 from perdure.engine.app import App
 from perdure.engine.births import IfExists, random_id
+from perdure.engine.bulk import PLAIN, BulkCommand, BulkOptions, BulkReport, Selection
 from perdure.engine.clock import SystemClock
 from perdure.engine.folder import StateFolder
-from perdure.engine.inbox import BatchBody, BatchLine, CallBody, CreateBody, EventBody, ring
+from perdure.engine.inbox import BatchBody, BatchLine, BulkBody, CallBody, CreateBody, EventBody, ring
 from perdure.engine.opening import open_runtime
 from perdure.engine.recovery import settle_logs
+from perdure.engine.schedules import ScheduleStatus, missing, statuses
 from perdure.engine.status import InstanceStatus, status_at_rest
 from perdure.errors import (
     AmbiguousInstanceError,
@@ -54,6 +58,7 @@ from perdure.storage.names import check_event_type, check_instance_id
 from perdure.storage.peek import bring_to_rest
 from perdure.storage.query import QueryHost, open_query_host
 from perdure.storage.records import CatalogRow, Key, Message, Reply, Status
+from perdure.storage.removals import DELETING
 from perdure.storage.rows import Row, UnitedRows
 from perdure.storage.writer import write_now
 
@@ -63,6 +68,7 @@ ENDED: Final = frozenset({"complete", "errored", "terminated", "dead"})
 REPLY_TIMEOUT_S: Final = 60.0
 """How long an owner may take: `terminate` waits for step functions under way."""
 POLL_S: Final = 0.02
+LATEST: Final = "latest"
 RING_EVERY: Final = 25
 """Looks for a reply between two rings of the doorbell, which may get lost with an owner."""
 CHANGE_POLL_S: Final = 0.1
@@ -110,10 +116,15 @@ class Reader:
         """Whether there is a file yet: a created instance gets it at first need."""
         return self.path.exists()
 
-    async def fetch(self, query: str, *bindings: Any, timeout_s: float = 30.0) -> list[Row]:
-        """Run one reading statement. Raises `QueryError` and its kinds."""
+    async def fetch(
+        self, query: str, *bindings: Any, timeout_s: float = 30.0, reveal: bool = False
+    ) -> list[Row]:
+        """Run one reading statement; with `reveal` the views show sensitive values.
+
+        Raises `QueryError` and its kinds.
+        """
         return await self._queries.fetch(
-            self.path, query, bindings, timeout_s=timeout_s, immutable=self._immutable
+            self.path, query, bindings, timeout_s=timeout_s, immutable=self._immutable, reveal=reveal
         )
 
 
@@ -156,10 +167,27 @@ class Remote:
         return FolderLock.holder(self.folder.lock)
 
     def rows(
-        self, *, workflow: str | None = None, status: str | None = None, limit: int | None = None
+        self,
+        *,
+        workflow: str | None = None,
+        status: str | None = None,
+        parent: str | None = None,
+        limit: int | None = None,
     ) -> list[CatalogRow]:
-        """Return what the catalog knows of instances, newest first."""
-        return self._catalog.select(workflow=workflow, status=status, limit=limit)
+        """Return what the catalog knows of instances, newest first; `parent` is `Workflow/id`."""
+        return self._catalog.select(workflow=workflow, status=status, parent=parent, limit=limit)
+
+    def schedules(self) -> list[ScheduleStatus]:
+        """Return every schedule of the folder."""
+        return statuses(self._catalog, self._clock.wall_ms())
+
+    def planned(self, schedule: str, start: datetime, end: datetime) -> list[Key]:
+        """Return what a backfill would create. Raises `InvalidArgumentError`."""
+        return missing(self._catalog, schedule, start, end)
+
+    def why_queued(self, row: CatalogRow) -> str | None:
+        """Return what a queued instance waits for, where that is a place."""
+        return self._catalog.moves.places.why(row)
 
     def find(self, key: Key) -> CatalogRow | None:
         """Return the catalog's row of an instance, or None."""
@@ -168,12 +196,14 @@ class Remote:
     def resolve(self, text: str) -> Key:
         """Return the instance that `Workflow/id`, or an id alone, names.
 
+        The id `latest`, where no instance has it, is that of the newest instance there is.
+
         Raises `AmbiguousInstanceError`, which lists the candidates, and `InstanceNotFoundError`.
         """
         workflow, slash, instance_id = text.partition("/")
         if slash and self._catalog.find(Key(workflow, instance_id)) is not None:
             return Key(workflow, instance_id)
-        rows = self._catalog.find_id(text)
+        rows = [row for row in self._catalog.find_id(text) if row.open != DELETING]
         if len(rows) == 1:
             return rows[0].key
         if rows:
@@ -183,6 +213,10 @@ class Remote:
                 instance_id=text,
                 candidates=names,
             )
+        if (instance_id if slash else text) == LATEST:
+            newest = self._catalog.select(workflow=workflow if slash else None, limit=1)
+            if newest:
+                return newest[0].key
         raise InstanceNotFoundError(
             f"there is no instance {text} in {self.folder.root}{self._alike(text)}; `perdure list` shows"
             " those there are",
@@ -204,10 +238,18 @@ class Remote:
         params: str | None,
         instance_id: str | None = None,
         if_exists: IfExists = "fail",
+        at_ms: int | None = None,
+        run_timeout_s: float | None = None,
+        tags: list[str] | None = None,
+        event: EventBody | None = None,
+        retention: Retention | None = None,
+        priority: int = 0,
         who: str | None = None,
         timeout_s: float = REPLY_TIMEOUT_S,
     ) -> Key:
         """Create an instance; `params` are JSON text. It starts once a process runs its workflow.
+
+        The other options are those of `Runtime.create`; `timeout_s` is how long its owner may take.
 
         Raises what `Runtime.create` raises.
         """
@@ -215,7 +257,10 @@ class Remote:
         check_instance_id(key.id)
         if self.owner() is None:
             self._known.definition(workflow)
-        body = CreateBody(params=params, if_exists=if_exists)
+        body = CreateBody(
+            params=params, if_exists=if_exists, at_ms=at_ms, timeout_s=run_timeout_s, tags=tags, event=event,
+            retention=None if retention is None else stored_retention(retention), priority=priority,
+        )  # fmt: skip
         await self.command(key, "create", body, who=who, timeout_s=timeout_s)
         return key
 
@@ -245,6 +290,40 @@ class Remote:
         check_event_type(type_)
         body = EventBody(type=type_, payload=payload)
         return await self.command(key, "send-event", body, who=who, timeout_s=timeout_s)
+
+    async def restart(
+        self,
+        key: Key,
+        origin: BulkOptions,
+        *,
+        who: str | None = None,
+        timeout_s: float = REPLY_TIMEOUT_S,
+    ) -> str | None:
+        """Restart an instance. Raises what `Instance.restart` raises."""
+        return await self.command(key, "restart", origin, who=who, timeout_s=timeout_s)
+
+    async def select(self, chosen: Selection) -> list[Key]:
+        """Return the names of the instances that meet a condition, oldest first. Raises `QueryError`."""
+        query, values = chosen.query()
+        rows = await self._queries.fetch(self.folder.catalog, query, values, timeout_s=REPLY_TIMEOUT_S)
+        return [Key(row["workflow"], row["id"]) for row in rows]
+
+    async def give_all(
+        self,
+        keys: Sequence[Key],
+        command: BulkCommand,
+        *,
+        options: BulkOptions = PLAIN,
+        who: str | None = None,
+        timeout_s: float = REPLY_TIMEOUT_S,
+    ) -> BulkReport:
+        """Give a command to many instances, in one message, and return the report on all of them."""
+        options.origin.check()
+        body = BulkBody(
+            command=command, instances=[(key.workflow, key.id) for key in keys], options=options
+        )
+        answer = await self.command(Key("", ""), "bulk", body, who=who, timeout_s=timeout_s)
+        return msgspec.json.decode(answer or "{}", type=BulkReport)
 
     async def call(
         self,
@@ -368,7 +447,9 @@ class Remote:
         if self._require(key).birth is not None and not self.folder.instance(key).exists():
             await self.command(key, "open")
 
-    async def read_all(self, workflow: str, query: str, *, timeout_s: float) -> UnitedRows:
+    async def read_all(
+        self, workflow: str, query: str, *, timeout_s: float, reveal: bool = False
+    ) -> UnitedRows:
         """Run one reading statement over every instance of a workflow and unite the rows.
 
         Raises `UnknownWorkflowError`, and what `QueryHost.fetch_all` raises.
@@ -384,7 +465,7 @@ class Remote:
         lock, _ = await self._hold_or_sync(Key(workflow, ""))
         try:
             files = [(id_, path, lock is not None and bring_to_rest(path)) for id_, path in there]
-            return await self._queries.fetch_all(files, query, timeout_s=timeout_s)
+            return await self._queries.fetch_all(files, query, timeout_s=timeout_s, reveal=reveal)
         finally:
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(lambda: [bring_to_rest(path) for _, path in there])
@@ -415,7 +496,7 @@ class Remote:
 
     def _require(self, key: Key) -> CatalogRow:
         row = self._catalog.find(key)
-        if row is None:
+        if row is None or row.open == DELETING:
             raise InstanceNotFoundError(
                 f"there is no instance {key} in {self.folder.root}", workflow=key.workflow, instance_id=key.id
             )

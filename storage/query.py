@@ -97,24 +97,41 @@ class QueryHost:
         self._finished = 0
 
     async def fetch(
-        self, path: AnyPath, query: str, bindings: Bindings = (), *, timeout_s: float, immutable: bool = False
+        self,
+        path: AnyPath,
+        query: str,
+        bindings: Bindings = (),
+        *,
+        timeout_s: float,
+        immutable: bool = False,
+        reveal: bool = False,
     ) -> list[Row]:
         """Return all rows of one query over one file.
 
         `timeout_s` runs from the call to the last row. `immutable` leaves no `-wal` and `-shm` behind and
-        does not look into a WAL: only for a cleanly closed file that nobody can open meanwhile.
+        does not look into a WAL: only for a cleanly closed file that nobody can open meanwhile. With `reveal`
+        the views of an instance show sensitive values.
 
         Raises QueryRefusedError, QueryTimeoutError, QueryError, RuntimeClosedError.
         """
         rows: list[Row] = []
-        async with self.stream(path, query, bindings, timeout_s=timeout_s, immutable=immutable) as stream:
+        async with self.stream(
+            path, query, bindings, timeout_s=timeout_s, immutable=immutable, reveal=reveal
+        ) as stream:
             while batch := await stream.next_batch():
                 rows += batch
         return rows
 
     @asynccontextmanager
     async def stream(
-        self, path: AnyPath, query: str, bindings: Bindings = (), *, timeout_s: float, immutable: bool = False
+        self,
+        path: AnyPath,
+        query: str,
+        bindings: Bindings = (),
+        *,
+        timeout_s: float,
+        immutable: bool = False,
+        reveal: bool = False,
     ) -> AsyncGenerator[RowStream, None]:
         """Run one query over one file and hand its rows out as they are read.
 
@@ -125,7 +142,7 @@ class QueryHost:
         if self._closed:
             await trio.lowlevel.checkpoint_if_cancelled()  # what ended the runtime may end the caller too
             raise _closed_error()
-        statement = Statement(Path(path), query, bindings, immutable=immutable)
+        statement = Statement(Path(path), query, bindings, immutable=immutable, reveal=reveal)
         stream = RowStream(statement, timeout_s, self._slots)
         self._running[stream] = trio.current_time()
         if self._queue is None:
@@ -147,6 +164,7 @@ class QueryHost:
         label_column: str = "instance_id",
         timeout_s: float,
         limit_parallel: int = 4,
+        reveal: bool = False,
     ) -> UnitedRows:
         """Run one query over each of `files`, which are (label, path, immutable), and unite the rows.
 
@@ -163,7 +181,7 @@ class QueryHost:
             for position, (label, path, immutable) in pending:
                 try:
                     async with self.stream(
-                        path, query, bindings, timeout_s=timeout_s, immutable=immutable
+                        path, query, bindings, timeout_s=timeout_s, immutable=immutable, reveal=reveal
                     ) as stream:
                         columns, rows = Columns((label_column, *stream.columns)), list[Row]()
                         while batch := await stream.next_batch():

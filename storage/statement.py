@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from perdure.errors import QueryError, QueryRefusedError, QueryTimeoutError
+from perdure.storage.reveal import VIEWS, revealing_view
 from perdure.storage.rows import Columns
 
 __all__ = ["AnyPath", "Bindings", "ReadConnection", "Statement"]
@@ -61,7 +62,10 @@ _BINDABLE: Final = (int, float, str, bytes, bytearray, memoryview, type(None))
 class Statement:
     """One query's text, what it may do, and what is known of it. Shared with its thread."""
 
-    def __init__(self, path: Path, query: str, bindings: Bindings, *, immutable: bool) -> None:
+    def __init__(
+        self, path: Path, query: str, bindings: Bindings, *, immutable: bool, reveal: bool = False
+    ) -> None:
+        self.reveals = reveal
         self.query, self.bindings = query, _checked(bindings, query)
         self.stopped = False
         self.tables: list[str] | None = None
@@ -160,6 +164,9 @@ class ReadConnection(sqlite3.Connection):
         self._read_cursor: sqlite3.Cursor | None = None
         try:
             super().__init__(*arguments, **options)
+            if statement.reveals:
+                for name, sql in super().execute(VIEWS).fetchall():
+                    super().execute(revealing_view(name, sql))
             super().execute("PRAGMA query_only = 1")
         except sqlite3.Error as error:
             self._failure = error

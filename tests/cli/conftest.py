@@ -53,6 +53,17 @@ class Approval(WorkflowEntrypoint):
         return [number]
 
 
+class Errand(WorkflowEntrypoint):
+    async def run(self, event: WorkflowEvent[None], step: WorkflowStep) -> list[str]:
+        names = ["Ada", "Grace"]
+        return [*await step.children("greet", Greet, names), str(await step.child(Approval, name="ask"))]
+
+
+class Secret(WorkflowEntrypoint):
+    async def run(self, event: WorkflowEvent[None], step: WorkflowStep) -> int:
+        return len(await step.do("say", lambda word: "sesame!", "open sesame", returns=str, sensitive="both"))
+
+
 class Stubborn(WorkflowEntrypoint):
     async def run(self, event: WorkflowEvent[None], step: WorkflowStep) -> None:
         def work() -> None:
@@ -87,7 +98,7 @@ class Forgetful(WorkflowEntrypoint):
 
 
 app = perdure.App(
-    [Greet, Approval, Stubborn, Declined, Unstorable, Idler, Forgetful],
+    [Greet, Approval, Secret, Stubborn, Declined, Unstorable, Idler, Forgetful],
     limits=perdure.Limits(shutdown_grace_s=1.0),
 )
 """

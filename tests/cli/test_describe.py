@@ -103,3 +103,17 @@ def test_watch_as_json_is_one_fact_a_line_and_goes_on_behind_a_commit(place: Any
     assert 1 == all_facts.status == later.status
     assert '"what": "instance errored"' in all_facts.out.splitlines()[-1]
     assert 0 < len(later.out.splitlines()) < len(all_facts.out.splitlines())
+
+
+def test_sensitive_values_are_shown_on_demand_alone(place: Any) -> None:
+    place.run("run", "workflows.py:Secret", "--id", "s1", "-q")
+    query = "SELECT input, output FROM steps"
+    shows = [
+        ("describe", "s1", "--json"), ("sql", "s1", query, "--json"), ("sql", "--all", "Secret", query),
+    ]  # fmt: skip
+
+    hidden = [place.run(*words) for words in (*shows, ("describe", "s1"), ("list", "--json"))]
+    shown = [place.run(*words, "--reveal").out for words in shows]
+
+    assert [(0, False)] * 5 == [(done.status, "sesame" in done.out) for done in hidden]
+    assert [True] * 3 == ["open sesame" in text and "sesame!" in text for text in shown]
