@@ -21,6 +21,7 @@ from typing import Any, Literal
 import msgspec
 import trio
 
+from perdure.actors.bounds import BoundedJournal, bounds_of
 from perdure.actors.calling import Calls
 from perdure.actors.control import Control
 from perdure.actors.host import Host, deadline_in, remaining_ms
@@ -78,8 +79,12 @@ class Actor:
         self._definition = definition
         self.file = file
         self.lifecycle = Lifecycle(file, host.gate)
-        self.journal = Journal(file, host.gate)
         self.key = Key(self.lifecycle.state.workflow, self.lifecycle.state.id)
+        own = None if definition is None else definition.limits
+        self._bounds = bounds_of(own, host.limits, self.key, self.lifecycle, host.clock)
+        self.journal = (
+            Journal(file, host.gate) if self._bounds is None else BoundedJournal(file, host.gate, self._bounds)
+        )
         self.mailbox = Mailbox(Mail(file, host.gate), self.journal, host.clock)
         self.children = Children(self.key, file, self.journal, self.lifecycle, host)
         self.last_active_ms = host.clock.boot_ms()
@@ -215,7 +220,8 @@ class Actor:
     def _begin(self) -> None:
         """Record that `run()` is called: for the first time in this generation, or once more."""
         if self.lifecycle.state.started_at_ms is None:
-            self.lifecycle.started(self._host.clock.wall_ms())
+            definition = self._definition
+            self.lifecycle.started(self._host.clock.wall_ms(), definition.version if definition else None)
         else:
             self.replays += 1
             self.lifecycle.run_again()
@@ -247,6 +253,8 @@ class Actor:
         finally:
             if expiry is not None:
                 expiry.cancel()
+        if run.stopping == "hibernate" and self.rollback.under_way:  # it was asked for in the meantime
+            run.stopping = "terminate"
         if run.stopping is not None:
             return self._stopped(run)
         if error is None:
@@ -254,6 +262,8 @@ class Actor:
         if error is None:
             try:
                 stored, _ = self._host.codec.coder(definition.result).record(value)
+                if self._bounds is not None:
+                    self._bounds.result(stored)
             except InvalidArgumentError as refused:
                 error = refused
             else:
@@ -268,9 +278,7 @@ class Actor:
         self.mailbox.forget_waits()
         self.children.forget()
 
-    async def _carry(
-        self, run: Run, work: Callable[[], Awaitable[Any]]
-    ) -> tuple[Any, BaseException | None]:
+    async def _carry(self, run: Run, work: Callable[[], Awaitable[Any]]) -> tuple[Any, BaseException | None]:
         """Do the work of a run until it ends or is stopped; return its value, or what it raised."""
         generation = self.lifecycle.state.generation
         self.has_run = True
@@ -301,6 +309,7 @@ class Actor:
         rollback = self.rollback
         self.lifecycle.set_status("running", reason=ROLLING_BACK)
         self.journal.cancel_open(at_ms=self._host.clock.wall_ms(), but="rollback")
+        self.children.end_soon(self.children.left_behind())
         sought = rollback.sought()
         if sought:
             run = self._new_run(definition)
@@ -341,6 +350,7 @@ class Actor:
             children=self.children, host=self._host,
             go_on=partial(self.control.continue_as_new, definition.version),
             accept_params=partial(accept_params, definition, codec=self._host.codec), library=definition.step_library, incarnation=self.lifecycle.state.incarnation, log=self._log,
+            bounds=self._bounds,
             on_divergence=self._reports.diverged, on_quiet=self._quiet, on_overdue=self._tell_what_is_overdue,
         )  # fmt: skip
 
@@ -373,6 +383,8 @@ class Actor:
         self._on_quiet(self)
 
     def _stopped(self, run: Run) -> Outcome | None:
+        if run.stopping in ("hibernate", "pause") and self.control.ending in ("terminate", "delete"):
+            run.stopping = self.control.ending  # the command came while the run was being stopped
         match run.stopping:
             case "replay":
                 return None
@@ -388,6 +400,8 @@ class Actor:
             case "broken":
                 return Broken(error=self.file.failure or StateError("the instance was reset"))
             case "hibernate":
+                if self.lifecycle.state.status in ("paused", "waiting_for_pause"):  # likewise
+                    return self._settle(Paused())
                 return self._settle(self.waits())
             case "restart":
                 self.control.old_run_ended()
@@ -490,7 +504,9 @@ class Actor:
     def break_off(self) -> None:
         """Stop the run because the file has failed; nothing more is recorded."""
         failure = self.file.failure
-        self.calls.stop(failure if isinstance(failure, PerdureError) else StateError("the instance was reset"))
+        self.calls.stop(
+            failure if isinstance(failure, PerdureError) else StateError("the instance was reset")
+        )
         if self._run is not None:
             self._run.stop("broken")
 

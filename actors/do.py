@@ -34,6 +34,7 @@ from perdure.errors import (
     DivergenceError,
     EncodingError,
     InvalidArgumentError,
+    LimitExceededError,
     NonRetryableError,
     PerdureWarning,
     RetryDelayError,
@@ -319,7 +320,7 @@ class DoCall(StepCall[T]):
 
     def _withheld(self, error: InvalidArgumentError) -> InvalidArgumentError:
         """Return the error without the value it quotes, where that is sensitive."""
-        if self.config.sensitive not in ("output", "both"):
+        if self.config.sensitive not in ("output", "both") or isinstance(error, LimitExceededError):
             return error
         return EncodingError(  # without its path, which has keys of the value
             f"the result of step {self.name!r} cannot be stored as it is (sensitive, so not shown)"
@@ -416,6 +417,8 @@ def known_of(run: Run, fn: Callable[..., Any], returns: object) -> Known:
         coder: Coder = StreamCoder(run.host.codec, callee.items)
     else:
         coder = run.host.codec.coder(callee.returns if returns is None else returns)
+        if run.bounds is not None:
+            coder = run.bounds.coder(run.host.codec, coder)
     if returns is None and type(fn) is FunctionType:
         if len(run.callees) >= CALLEES_MAX:  # lambdas, made anew for each call
             run.callees.clear()

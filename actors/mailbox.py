@@ -66,6 +66,10 @@ class Mailbox:
         self.match()
         return event is not None
 
+    def begin_anew(self, birth_token: str, generation: int) -> None:
+        """Deliver nothing of what came before a restart from the beginning; see `Mail.begin_anew`."""
+        self._mail.begin_anew(birth_token, generation, at=deadline_in(self._clock, 0))
+
     def knows(self, token: str) -> bool:
         """Whether the message with this token brought its event."""
         return self._mail.knows(token)

@@ -52,6 +52,10 @@ class Dead(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
 
 
+class Deleted(msgspec.Struct, frozen=True, kw_only=True):
+    """Somebody deletes it: once it is at rest its file goes, and its row."""
+
+
 class Interrupted(msgspec.Struct, frozen=True, kw_only=True):
     """The runtime is ending; it goes on as soon as one is started again."""
 
@@ -62,4 +66,4 @@ class Broken(msgspec.Struct, frozen=True, kw_only=True):
     error: Exception
 
 
-Outcome = Completed | Failed | Terminated | Paused | Parked | Dead | Interrupted | Broken
+Outcome = Completed | Failed | Terminated | Paused | Parked | Dead | Interrupted | Broken | Deleted

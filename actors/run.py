@@ -49,7 +49,16 @@ EXPIRED: ContextVar[tuple[trio.CancelScope, ...]] = ContextVar("perdure_expired_
 """The scopes of durable deadlines that struck in an earlier run, around the task that looks."""
 
 Stop = Literal[
-    "replay", "hibernate", "pause", "terminate", "expire", "shutdown", "broken", "registered", "restart", "delete"
+    "replay",
+    "hibernate",
+    "pause",
+    "terminate",
+    "expire",
+    "shutdown",
+    "broken",
+    "registered",
+    "restart",
+    "delete",
 ]
 
 INTERRUPTING: Final = ("shutdown", "restart", "delete")
@@ -110,6 +119,7 @@ class Run:
         host: Host,
         library: Library,
         incarnation: int,
+        bounds: Bounds | None,
         log: logging.LoggerAdapter[logging.Logger],
         on_divergence: Report,
         on_quiet: Callable[[], None],
@@ -132,6 +142,7 @@ class Run:
         self.callees: dict[object, tuple[Callee, Coder]] = {}
         self.declared: dict[str, Any] = {}
         self.patches: dict[str, Step] = {}
+        self.bounds = bounds
         self.token = trio.lowlevel.current_trio_token()
         self.describe = host.codec.describe_input
         self.replays_always = host.replay == "always"

@@ -119,6 +119,8 @@ class WorkflowEntrypoint(Generic[Env]):
     on_divergence: ClassVar[OnDivergence | None] = None
     """None: another kind of step under a recorded name fails, lesser differences warn."""
     step_library: ClassVar[StepLibrary] = "trio"
+    limits: ClassVar[WorkflowLimits | None] = None
+    """What its instances may take; what is None here is as the app's `Limits` say."""
     retention: ClassVar[Retention | Duration | None] = None
     """How long an instance is kept once it has ended; None: as long as the `App` says."""
     schedules: ClassVar[Sequence[Recurrence]] = ()
@@ -145,6 +147,7 @@ class Definition(msgspec.Struct, frozen=True, kw_only=True):
     has_params: bool
     on_divergence: OnDivergence | None
     step_library: StepLibrary
+    limits: WorkflowLimits | None
     retention: Retention | None
     schedules: tuple[Recurrence, ...]
     concurrency: Concurrency | None
@@ -198,6 +201,7 @@ def define(cls: Any) -> Definition:
         has_params=has_params,
         on_divergence=cls.on_divergence,
         step_library=cls.step_library,
+        limits=check_limits(cls.limits, f"{cls.__qualname__}.limits"),
         retention=retention_of(cls.retention, f"{cls.__qualname__}.retention"),
         schedules=read_schedules(cls),
         concurrency=read_concurrency(cls),

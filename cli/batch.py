@@ -20,7 +20,8 @@ from rich.progress import Progress
 from perdure import App, InvalidArgumentError
 from perdure.cli import render
 from perdure.engine.inbox import BatchLine
-from perdure.engine.remote import Remote, open_remote, stored_params
+from perdure.engine.remote import Remote, open_remote
+from perdure.engine.visitor import stored_params
 
 SHARE_LINES_MAX: Final = 1_000
 SHARE_BYTES_MAX: Final = 1_000_000

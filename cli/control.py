@@ -1,4 +1,4 @@
-"""`perdure send-event`, `pause`, `resume`, `terminate`: commands to one instance.
+"""`perdure send-event`, `pause`, `resume`, `terminate`, `restart`, `delete`: commands to instances.
 
 Each is acknowledged after its effect is durable, whether a serving process carried it out or,
 where there is none, this one.
@@ -6,20 +6,25 @@ where there is none, this one.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
 
 import click
 import trio
 
-from perdure.cli import options, render
-from perdure.engine.remote import open_remote
+from perdure.cli import many, options, render
+from perdure.cli.many import Wanted
+from perdure.engine.bulk import BulkOptions
+from perdure.engine.inbox import TerminateBody
+from perdure.engine.remote import Remote, open_remote
 
 DONE: Final[dict[tuple[str, str | None], str]] = {
     ("pause", "waiting_for_pause"): "pausing {}: steps under way finish first",
     ("pause", "paused"): "paused {}",
     ("resume", None): "resumed {}",
-    ("terminate", None): "terminated {}",
+    ("terminate", "terminated"): "terminated {}",
+    ("terminate", None): "rolling back {}: it ends as terminated after that",
     ("send-event", None): "sent to {}",
 }
 
@@ -49,57 +54,99 @@ def send_event(
 
 
 @click.command()
-@click.argument("instance")
-@options.state_option
-@options.json_option
-@options.timeout_option
-def pause(*, instance: str, state: Path, as_json: bool, timeout_s: float) -> None:
-    """Pause an instance: steps under way finish, none starts. Its timers stand still meanwhile.
+@many.wanted
+def pause(meant: Wanted) -> None:
+    """Pause instances: steps under way finish, none starts. Their timers stand still meanwhile.
 
     \b
     perdure pause ResearchAgent/tides-1
+    perdure pause --workflow ResearchAgent --tag nightly
     perdure resume ResearchAgent/tides-1
     """
-    _command("pause", state, instance, as_json, timeout_s)
+    many.give("pause", meant, one=_commander("pause", meant), ask=False)
 
 
 @click.command()
-@click.argument("instance")
-@options.state_option
-@options.json_option
-@options.timeout_option
-def resume(*, instance: str, state: Path, as_json: bool, timeout_s: float) -> None:
+@many.wanted
+def resume(meant: Wanted) -> None:
     """Take a pause back, or revive a dead instance. What it waits for moves by the pause's length.
+
+    Nothing happens to an instance that is neither paused nor dead.
 
     \b
     perdure resume ResearchAgent/tides-1
+    perdure list --status dead
+    perdure resume --status dead
     """
-    _command("resume", state, instance, as_json, timeout_s)
+    many.give("resume", meant, one=_commander("resume", meant), ask=False)
 
 
 @click.command()
-@click.argument("instance")
-@options.state_option
-@options.json_option
-@options.timeout_option
-def terminate(*, instance: str, state: Path, as_json: bool, timeout_s: float) -> None:
-    """End an instance for good. Steps under way are cancelled and waited for.
+@many.wanted
+@click.option("--rollback", is_flag=True, help="Undo first what its steps did: run their rollback handlers.")
+def terminate(meant: Wanted, *, rollback: bool) -> None:
+    """End instances for good. Steps under way are cancelled and waited for.
+
+    With --rollback the handlers that its steps were given (`step.do(..., rollback=...)`) run first,
+    last step first. That takes a process that runs its workflow: this command returns once it is
+    sure to happen, and `perdure describe` shows how far it is. A second `terminate`, without
+    --rollback, breaks it off.
 
     \b
     perdure terminate ResearchAgent/tides-1
+    perdure terminate ResearchAgent/tides-1 --rollback
+    perdure terminate --where "created_at < '2026-01-01'" --dry-run
     """
-    _command("terminate", state, instance, as_json, timeout_s)
+    one = _commander("terminate", meant, TerminateBody(rollback=rollback))
+    many.give("terminate", meant, one=one, options_=BulkOptions(rollback=rollback), ask=True)
 
 
-def _command(command: str, state: Path, instance: str, as_json: bool, timeout_s: float) -> None:
-    key, status = trio.run(_carry_out, state, instance, command, timeout_s)
-    _done(command, key, status, as_json)
+@click.command()
+@many.wanted
+@click.option("--from", "from_step", metavar="STEP", help="Keep what started before this step.")
+@click.option("--count", type=int, default=1, show_default=True, help="Which use of the step's name.")
+@click.option("--kind", default="do", show_default=True, help="What kind of step it is: do, sleep, event …")
+def restart(meant: Wanted, *, from_step: str | None, count: int, kind: str) -> None:
+    """Have instances run again, whatever their status: from the beginning, or from one of their steps.
+
+    Steps under way are cancelled and waited for. What is run again stays in the history.
+
+    \b
+    perdure restart ResearchAgent/tides-1
+    perdure restart tides-1 --from 'read source'
+    perdure restart --workflow ResearchAgent --status errored --from synthesise
+    """
+    chosen = BulkOptions(from_step=from_step, count=count, kind=kind)
+
+    async def one(remote: Remote, key: Any) -> None:
+        status = await remote.restart(key, chosen, who=options.who(), timeout_s=meant.timeout_s)
+        _done("restart", key, status, meant.as_json)
+
+    many.give("restart", meant, one=one, options_=chosen, ask=True)
 
 
-async def _carry_out(state: Path, instance: str, command: str, timeout_s: float) -> tuple[Any, str | None]:
-    async with open_remote(state) as remote:
-        key = remote.resolve(instance)
-        return key, await remote.command(key, command, who=options.who(), timeout_s=timeout_s)
+@click.command()
+@many.wanted
+def delete(meant: Wanted) -> None:
+    """Remove instances: their files, what is archived of them, and their rows. There is no way back.
+
+    Those that run are stopped first. An id is free again once this returns.
+
+    \b
+    perdure delete ResearchAgent/tides-1
+    perdure delete --workflow ResearchAgent --status terminated --yes
+    """
+    many.give("delete", meant, ask=True)  # one, too, goes the way of many, for it is asked for twice
+
+
+def _commander(command: str, meant: Wanted, body: Any = None) -> Callable[[Remote, Any], Awaitable[None]]:
+    """Return what gives a command to the one instance that is named, and tells what came of it."""
+
+    async def one(remote: Remote, key: Any) -> None:
+        status = await remote.command(key, command, body, who=options.who(), timeout_s=meant.timeout_s)
+        _done(command, key, status, meant.as_json)
+
+    return one
 
 
 async def _send_event(

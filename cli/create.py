@@ -12,7 +12,8 @@ import trio
 from perdure import App, InstanceExistsError, InvalidArgumentError, UnknownWorkflowError
 from perdure.cli import options, render
 from perdure.cli.batch import create_all
-from perdure.engine.remote import open_remote, stored_params
+from perdure.engine.remote import open_remote
+from perdure.engine.visitor import stored_params
 
 
 @click.command()

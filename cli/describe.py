@@ -14,7 +14,8 @@ from rich.text import Text
 
 from perdure import InstanceStatus
 from perdure.cli import exits, family, options, picture, render
-from perdure.engine.remote import ENDED, Reader, Remote, open_remote
+from perdure.engine.reader import Reader
+from perdure.engine.remote import ENDED, Remote, open_remote
 
 STEPS: Final = "SELECT * FROM steps ORDER BY seq"
 ATTEMPTS: Final = "SELECT * FROM attempts"

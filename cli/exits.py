@@ -58,6 +58,8 @@ STATUSES: Final[tuple[tuple[type[errors.PerdureError], int], ...]] = (
     (errors.InstanceTerminatedError, FAILED),
     (errors.InstanceDeadError, FAILED),
     (errors.InstanceFinishedError, COMMAND),
+    (errors.InstanceExpiredError, COMMAND),
+    (errors.StepNotFoundError, COMMAND),
     (errors.InstanceDamagedError, STATE),
     (errors.InstanceError, INSTANCE),
     (errors.StateError, STATE),
@@ -90,6 +92,12 @@ def wants_traceback() -> bool:
 def status_of(error: BaseException) -> int:
     """Return the exit status for an error."""
     return next((status for cls, status in STATUSES if isinstance(error, cls)), FAILED)
+
+
+def status_named(name: str) -> int:
+    """Return the exit status for an error of ours, by the name of its class."""
+    cls = getattr(errors, name, errors.CommandError)
+    return next((status for known, status in STATUSES if issubclass(cls, known)), FAILED)
 
 
 def one_line(text: str) -> str:

@@ -18,7 +18,8 @@ from perdure import InstanceStatus, Runtime
 from perdure.cli import picture, render
 from perdure.cli.watch import HISTORY, line
 from perdure.engine.folder import StateFolder
-from perdure.engine.remote import ENDED, Remote, file_signature
+from perdure.engine.reader import file_signature
+from perdure.engine.remote import ENDED, Remote
 
 REDRAW_S: Final = 0.1
 STEPS_MAX: Final = 200

@@ -46,10 +46,14 @@ COMMANDS: Final[dict[str, Entry]] = {
     "send-event": Entry("perdure.cli.control:send_event", CONTROL, "Send an event to an instance."),
     "call": Entry("perdure.cli.call:call", CONTROL, "Call a method of a running instance."),
     "pause": Entry(
-        "perdure.cli.control:pause", CONTROL, "Pause an instance: steps under way finish, none starts."
+        "perdure.cli.control:pause", CONTROL, "Pause instances: steps under way finish, none starts."
     ),
-    "resume": Entry("perdure.cli.control:resume", CONTROL, "Take a pause back, or revive a dead instance."),
-    "terminate": Entry("perdure.cli.control:terminate", CONTROL, "End an instance for good."),
+    "resume": Entry("perdure.cli.control:resume", CONTROL, "Take pauses back, or revive dead instances."),
+    "terminate": Entry("perdure.cli.control:terminate", CONTROL, "End instances for good."),
+    "restart": Entry(
+        "perdure.cli.control:restart", CONTROL, "Run instances again, from the beginning or from a step."
+    ),
+    "delete": Entry("perdure.cli.control:delete", CONTROL, "Remove instances, and all that is kept of them."),
     "demo": Entry(
         "perdure.cli.demo:demo", FOLDER, "Watch a real workflow survive SIGKILL, and ask it with SQL."
     ),

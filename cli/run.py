@@ -36,7 +36,8 @@ from perdure.cli import exits, options, picture, render
 from perdure.cli.live import Follower, Local, View, open_view
 from perdure.cli.options import Target
 from perdure.cli.signals import Stop
-from perdure.engine.remote import ENDED, Remote, open_remote, stored_params
+from perdure.engine.remote import ENDED, Remote, open_remote
+from perdure.engine.visitor import stored_params
 
 PARAMS: Final = "SELECT params FROM instance"
 

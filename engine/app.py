@@ -15,17 +15,24 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
+from perdure.actors.concurrency import rule_of
+from perdure.actors.durations import Duration
+from perdure.actors.retention import Retention, retention_of
+from perdure.actors.schedules import schedule_id
+from perdure.actors.bounds import check_limits
 from perdure.actors.workflow import Definition, define, is_workflow
 from perdure.errors import InvalidArgumentError, PerdureError, UnknownWorkflowError
 from perdure.limits import Limits
-from perdure.storage.codec import TypeHook
+from perdure.storage.codec import Codec, TypeHook
+from perdure.storage.places import Rule
 
 
 class App:
     """The workflows of a program, their environment and their limits.
 
     `env` is a value, or a function that returns an async context manager, which is entered once
-    per process before the first workflow runs. `hooks` store types of the user's own.
+    per process before the first workflow runs. `hooks` store types of the user's own. `retention` is how
+    long instances are kept that have ended, where neither they nor their class say otherwise.
 
     Raises `InvalidArgumentError` for what is not a workflow, and for two of one name.
     """
@@ -37,10 +44,13 @@ class App:
         env: Any = None,
         limits: Limits | None = None,
         hooks: Sequence[TypeHook] = (),
+        retention: Retention | Duration | None = None,
     ) -> None:
         self.env = env
         self.limits = limits or Limits()
+        check_limits(self.limits, "App(limits=)")
         self.hooks = tuple(hooks)
+        self.retention = retention_of(retention, "App(retention=)")
         self.files: tuple[str, ...] = ()  # where all of it comes from files, which workers load again
         self.definitions: dict[str, Definition] = {}
         for cls in workflows:
@@ -59,7 +69,28 @@ class App:
                     f"the workflows {other!r} and {definition.name!r} differ in case alone, and their folders"
                     " would be one on some file systems: give one of them a class attribute `name`"
                 )
+            self._check_schedules(definition)
             self.definitions[definition.name] = definition
+
+    @property
+    def rules(self) -> dict[str, Rule]:
+        """How many instances of a workflow may run at a time, for those that bound it."""
+        return {
+            name: rule_of(definition.concurrency)
+            for name, definition in self.definitions.items()
+            if definition.concurrency is not None
+        }
+
+    def _check_schedules(self, definition: Definition) -> None:
+        """Refuse a schedule whose params no instance could be created with."""
+        for schedule in definition.schedules:
+            if schedule.params is None and not definition.has_params:
+                continue
+            try:
+                Codec(self.hooks).coder(definition.params).accept(schedule.params)
+            except InvalidArgumentError as error:
+                error.args = (f"the schedule {schedule_id(schedule)!r} of {definition.name}: {error}",)
+                raise
 
     def definition(self, workflow: type | str) -> Definition:
         """Return what is known of a workflow, by class or name. Raises `UnknownWorkflowError`."""
@@ -83,7 +114,9 @@ class App:
         """Return an app that has `workflows` besides its own."""
         own = [definition.cls for definition in self.definitions.values()]
         more = [cls for cls in workflows if cls not in own]
-        app = App([*own, *more], env=self.env, limits=self.limits, hooks=self.hooks)
+        app = App(
+            [*own, *more], env=self.env, limits=self.limits, hooks=self.hooks, retention=self.retention
+        )
         app.files = () if more else self.files
         return app
 

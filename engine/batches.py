@@ -18,6 +18,7 @@ from typing import Any, Final, TypedDict
 import trio
 
 from perdure.actors.durations import Duration, point_in_time
+from perdure.actors.retention import Retention
 from perdure.actors.workflow import Definition
 from perdure.engine.access import Access
 from perdure.engine.births import prepare_birth
@@ -27,7 +28,7 @@ from perdure.storage.records import Key
 
 CHECKED_AT_ONCE: Final = 200
 """Entries checked before other tasks get their turn: about a millisecond of the loop's time."""
-OPTIONS: Final = ("id", "params", "at", "timeout", "event", "tags")
+OPTIONS: Final = ("id", "params", "at", "timeout", "event", "tags", "retention", "priority")
 
 
 class BatchEntry(TypedDict, total=False):
@@ -39,6 +40,8 @@ class BatchEntry(TypedDict, total=False):
     timeout: Duration | None
     event: tuple[str, Any] | None
     tags: Sequence[str] | None
+    retention: Retention | Duration | None
+    priority: int
 
 
 async def create_batch(
@@ -96,7 +99,8 @@ def _newborn(access: Access, definition: Definition, entry: Mapping[str, Any], t
     at = entry.get("at")
     birth, params = prepare_birth(
         access, definition, entry.get("params"), id_=entry.get("id"), event=entry.get("event"),
-        tags=entry.get("tags"), timeout=entry.get("timeout"), token=token,
+        tags=entry.get("tags"), timeout=entry.get("timeout"), retention=entry.get("retention"), token=token,
+        priority=entry.get("priority", 0),
     )  # fmt: skip
     return Newborn(birth=birth, params=params, start_at_ms=None if at is None else point_in_time(at))
 

@@ -16,11 +16,16 @@ from typing import Any, Literal, Protocol, TypedDict, TypeVar
 
 import msgspec
 
+from perdure.actors.concurrency import lane_of
+from perdure.actors.bounds import check_event_bytes, effective_limits
 from perdure.actors.durations import Duration, seconds
 from perdure.actors.host import Clock, deadline_in
+from perdure.actors.retention import Retention, retention_of, stored_retention
 from perdure.actors.step import WorkflowStep
 from perdure.actors.workflow import Definition, WorkflowEvent
+from perdure.engine.app import App
 from perdure.errors import InvalidArgumentError
+from perdure.limits import PRIORITY_MAX
 from perdure.storage.codec import Codec
 from perdure.storage.names import check_event_type, check_instance_id
 from perdure.storage.records import Birth, Stored
@@ -39,7 +44,12 @@ class Runnable(Protocol[P, R]):
 
 
 class Maker(Protocol):
-    """What an instance is made with: time, random ids, and the codec of its values."""
+    """What an instance is made with: time, random ids, the codec of its values, and what is allowed."""
+
+    @property
+    def app(self) -> App:
+        """What the process can run, and its limits."""
+        ...
 
     @property
     def clock(self) -> Clock:
@@ -61,6 +71,8 @@ class CreateOptions(TypedDict, total=False):
     timeout: Duration | None
     event: tuple[str, Any] | None
     tags: Sequence[str] | None
+    retention: Retention | Duration | None
+    priority: int
     token: str | None
 
 
@@ -73,7 +85,10 @@ def prepare_birth(
     event: tuple[str, Any] | None,
     tags: Sequence[str] | None,
     timeout: Duration | None,
+    retention: Retention | Duration | None,
     token: str | None,
+    priority: int = 0,
+    schedule: str | None = None,
 ) -> tuple[Birth, Stored]:
     """Return the birth of an instance and its encoded params.
 
@@ -83,9 +98,20 @@ def prepare_birth(
     if id_ is None:
         id_ = random_id(maker.clock)
     check_instance_id(id_)
+    kept = retention_of(retention, "retention")
     stored: Stored = "null"
+    decoded: Any = None
     if params is not None or definition.has_params:
-        stored, _ = maker.codec.coder(definition.params).accept(params)
+        stored, decoded = maker.codec.coder(definition.params).accept(params)
+    limits = effective_limits(definition.limits, maker.app.limits)
+    check_event_bytes(limits, "params", stored)
+    payload = None if event is None else _event_payload(maker, *event)
+    if payload is not None:
+        check_event_bytes(limits, "the payload of the event", payload)
+    if type(priority) is not int or abs(priority) > PRIORITY_MAX:
+        raise InvalidArgumentError(
+            f"priority={priority!r}: it must be a whole number from {-PRIORITY_MAX:,} to {PRIORITY_MAX:,}"
+        )
     return Birth(
         workflow=definition.name,
         id=id_,
@@ -94,8 +120,12 @@ def prepare_birth(
         version=definition.version,
         tags=None if tags is None else msgspec.json.encode(list(tags)).decode(),
         event_type=None if event is None else event[0],
-        event_payload=None if event is None else _event_payload(maker, *event),
+        event_payload=payload,
         timeout=None if timeout is None else deadline_in(maker.clock, seconds(timeout)),
+        retention=None if kept is None else stored_retention(kept),
+        schedule=schedule,
+        priority=priority,
+        lane=lane_of(definition.concurrency, decoded),
     ), stored
 
 

@@ -61,6 +61,11 @@ class StateFolder:
         return self.workers / f"{worker}.lock"
 
     @property
+    def archive(self) -> Path:
+        """Where the files of expired instances go that are kept."""
+        return self.root / "archive"
+
+    @property
     def relay(self) -> Path:
         """Where the relay logs lie."""
         return self.root / "relay"

@@ -54,7 +54,7 @@ from perdure.engine.messages import (
 )
 from perdure.engine.readers import Readers
 from perdure.engine.statistics import RuntimeStatistics, united
-from perdure.engine.status import InstanceStatus, status_at_rest
+from perdure.engine.status import InstanceStatus, status_at_rest, with_reason
 from perdure.engine.supervisor import Supervisor, Worker
 from perdure.engine.timers import WaitingClock
 from perdure.errors import PerdureError, RuntimeClosedError, StateError
@@ -275,6 +275,7 @@ class Front:
                 return answer.status
             row = self.require(key)
             status = await trio.to_thread.run_sync(status_at_rest, row, self.folder.instance(key))
+            status = with_reason(status, self.catalog.moves.places.why(row))
             if _is_same(row, self.require(key)):  # nobody has had it open meanwhile
                 return status
 

@@ -16,6 +16,7 @@ import contextlib
 import logging
 import os
 import socket
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,8 +24,12 @@ import msgspec
 import trio
 
 from perdure.actors.methods import MethodCall
+from perdure.actors.retention import restored_retention
 from perdure.engine.access import Access
+from perdure.engine.bulk import PLAIN, BulkCommand, BulkOptions, give_all
 from perdure.engine.instance import Instance
+from perdure.engine.scheduler import as_time
+from perdure.engine.schedules import BackfillBody, ScheduleBody
 from perdure.errors import CommandError, PerdureError, RuntimeClosedError, StateError, UnknownWorkflowError
 from perdure.storage.failure import failure_summary
 from perdure.storage.records import Key, Message, Reply
@@ -34,11 +39,32 @@ LOOK_S: Final = 1.0
 """How late a command without a ring may be noticed."""
 
 
+class EventBody(msgspec.Struct, frozen=True, kw_only=True):
+    """What `send-event` is sent with. `payload` is JSON text."""
+
+    type: str
+    payload: str = "null"
+
+
 class CreateBody(msgspec.Struct, frozen=True, kw_only=True):
     """What `create` is sent with. `params` is JSON text."""
 
     params: str | None = None
     if_exists: str = "fail"
+    priority: int = 0
+    at_ms: int | None = None
+    timeout_s: float | None = None
+    tags: list[str] | None = None
+    event: EventBody | None = None
+    retention: str | None = None
+
+
+class BulkBody(msgspec.Struct, frozen=True, kw_only=True):
+    """What `bulk` is sent with: a command, and the instances, as workflow and id, that are to get it."""
+
+    command: BulkCommand
+    instances: list[tuple[str, str]]
+    options: BulkOptions = PLAIN
 
 
 class BatchLine(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,6 +72,7 @@ class BatchLine(msgspec.Struct, frozen=True, kw_only=True):
 
     params: msgspec.Raw = msgspec.Raw(b"null")
     id: str | None = None
+    priority: int = 0
 
 
 class BatchBody(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,11 +81,10 @@ class BatchBody(msgspec.Struct, frozen=True, kw_only=True):
     entries: list[BatchLine]
 
 
-class EventBody(msgspec.Struct, frozen=True, kw_only=True):
-    """What `send-event` is sent with. `payload` is JSON text."""
+class TerminateBody(msgspec.Struct, frozen=True, kw_only=True):
+    """What `terminate` is sent with."""
 
-    type: str
-    payload: str = "null"
+    rollback: bool = False
 
 
 class CallBody(msgspec.Struct, frozen=True, kw_only=True):
@@ -207,6 +233,8 @@ class Inbox:
         match message.command:
             case "create":
                 return await self._create(message)
+            case "backfill" | "schedule-pause" | "schedule-resume":
+                return await self._schedule(message)
             case "create-batch":
                 return await self._create_batch(message)
             case "send-event":
@@ -217,13 +245,25 @@ class Inbox:
             case "resume":
                 await instance.resume(who=who, token=token)
             case "terminate":
-                await instance.terminate(who=who, token=token)
+                body = msgspec.json.decode(message.body or "{}", type=TerminateBody)
+                await instance.terminate(rollback=body.rollback, who=who, token=token)
+            case "restart":
+                origin = msgspec.json.decode(message.body or "{}", type=BulkOptions)
+                await instance.restart(
+                    origin.from_step, count=origin.count, kind=origin.kind, who=who, token=token
+                )
+            case "delete":
+                await instance.delete(who=who, token=token)
+                return "deleted"
+            case "bulk":
+                return await self._give_all(message)
             case "call":
                 return await self._call(key, message)
             case "sync" if not message.id:
                 await self._access.synced_all(message.workflow)
                 return None
             case "sync":
+                self._access.readers.lease(key)
                 return msgspec.json.encode(await instance.status()).decode()
             case "open":  # one that is not started gets its file
                 await instance.sql("SELECT 1")
@@ -254,17 +294,48 @@ class Inbox:
     async def _create(self, message: Message) -> str:
         body = msgspec.json.decode(message.body or "{}", type=CreateBody)
         params = None if body.params is None else msgspec.json.decode(body.params)
+        event = body.event
         instance = await self._runtime.create(
-            message.workflow, params=params, id=message.id, if_exists=body.if_exists, token=message.token
-        )
+            message.workflow, params=params, id=message.id, if_exists=body.if_exists, token=message.token,
+            priority=body.priority,
+            at=None if body.at_ms is None else datetime.fromtimestamp(body.at_ms / 1000, UTC),
+            timeout=body.timeout_s, tags=body.tags, retention=restored_retention(body.retention),
+            event=None if event is None else (event.type, msgspec.json.decode(event.payload)),
+        )  # fmt: skip
         return str(instance.id)
+
+    async def _give_all(self, message: Message) -> str:
+        """Give a command to many instances; answers with a `BulkReport`, as JSON."""
+        body = msgspec.json.decode(message.body or "{}", type=BulkBody)
+        body.options.origin.check()
+        keys = [Key(workflow, id_) for workflow, id_ in body.instances]
+        report = await give_all(
+            self._access, keys, body.command, body.options, who=message.actor, token=message.token
+        )
+        return msgspec.json.encode(report).decode()
+
+    async def _schedule(self, message: Message) -> str:
+        """Carry out a command to a schedule; answers with its status, or the ids created, as JSON."""
+        text = message.body or "{}"
+        if message.command == "backfill":
+            asked = msgspec.json.decode(text, type=BackfillBody)
+            stretch = as_time(asked.from_ms), as_time(asked.to_ms)
+            created = await self._runtime.backfill(asked.schedule, *stretch)
+            return msgspec.json.encode([instance.id for instance in created]).decode()
+        name = msgspec.json.decode(text, type=ScheduleBody).schedule
+        runtime = self._runtime
+        act = runtime.pause_schedule if message.command == "schedule-pause" else runtime.resume_schedule
+        return msgspec.json.encode(await act(name)).decode()
 
     async def _create_batch(self, message: Message) -> str:
         """Create what does not exist yet; answers with the ids, as JSON."""
         body = msgspec.json.decode(message.body or "{}", type=BatchBody)
         created = await self._runtime.create_batch(
             message.workflow,
-            [{"id": line.id, "params": msgspec.json.decode(line.params)} for line in body.entries],
+            [
+                {"id": line.id, "params": msgspec.json.decode(line.params), "priority": line.priority}
+                for line in body.entries
+            ],
             token=message.token,
         )
         return msgspec.json.encode([instance.id for instance in created]).decode()

@@ -24,21 +24,19 @@ from perdure.actors.host import Host, deadline_in
 from perdure.actors.methods import MethodCall, MethodReply
 from perdure.actors.outcome import (
     Broken,
-    Completed,
     Dead,
     Deleted,
-    Failed,
     Interrupted,
     Outcome,
     Parked,
     Paused,
-    Terminated,
 )
 from perdure.actors.workflow import Definition
 from perdure.engine.app import App
 from perdure.engine.expiry import expires_at_ms
 from perdure.engine.folder import StateFolder
 from perdure.engine.removal import remove_files
+from perdure.engine.resting import summary
 from perdure.engine.settlements import settlement_of
 from perdure.engine.unwritten import Unwritten
 from perdure.errors import (
@@ -69,8 +67,6 @@ from perdure.storage.relay import RelayLog
 from perdure.storage.unwritten import MemoryFiles
 from perdure.storage.writer import CatalogWriter
 
-AtRest = Completed | Failed | Terminated | Paused | Parked | Dead | Interrupted
-"""Every outcome but a failed write."""
 logger: Final = logging.getLogger("perdure.engine")
 
 
@@ -315,7 +311,10 @@ class Life:
                 await self._reset(outcome.error)
                 return
             key = self.key
-            status, reason, wake = self._summary(outcome, actor)
+            status, reason, wake = summary(
+                outcome, actor.lifecycle.state, owner.host.clock, has_class=self._definition is not None,
+                needs_place=self.needs_place,
+            )  # fmt: skip
             until_ms = outcome.until_ms if isinstance(outcome, Parked) and self._definition else None
             state = actor.lifecycle.state
             expires_ms = expires_at_ms(state, self._definition, owner.app)
@@ -364,31 +363,6 @@ class Life:
                 return
             at_ms = owner.host.clock.wall_ms()
             await self._tell(lambda catalog: catalog.removals.drop([key], at_ms=at_ms))
-
-    def _summary(self, outcome: AtRest, actor: Actor) -> tuple[Status, str | None, Deadline | None]:
-        clock = self._owner.host.clock
-        match outcome:
-            case Completed():
-                return "complete", None, None
-            case Failed():
-                return "errored", None, None
-            case Terminated():
-                return "terminated", None, None
-            case Paused():
-                return "paused", actor.lifecycle.state.reason, None
-            case Dead(reason=reason):
-                return "dead", reason, None
-            case Parked(wake=wake, reason=reason):
-                if self._definition is None:
-                    return (
-                        actor.lifecycle.state.status,
-                        "no class for it in the process that had it",
-                        deadline_in(clock, 0),
-                    )
-                return "queued" if self.needs_place else "waiting", reason, wake
-            case Interrupted():
-                status = actor.lifecycle.state.status if self.needs_place else "running"
-                return status, "its runtime ended", deadline_in(clock, 0)
 
     async def _failed_to_open(self, error: PerdureError) -> None:
         """Report an instance whose file cannot be used; the others go on."""

@@ -26,7 +26,7 @@ from perdure.engine.children import with_outcomes
 from perdure.engine.folder import StateFolder
 from perdure.engine.loop import GameLoop
 from perdure.engine.readers import Readers
-from perdure.engine.status import InstanceStatus, status_at_rest, status_of
+from perdure.engine.status import InstanceStatus, status_at_rest, status_of, with_reason
 from perdure.engine.timers import WaitingClock
 from perdure.errors import PerdureError, RuntimeClosedError
 from perdure.storage.catalog import Catalog
@@ -170,6 +170,8 @@ class LocalAccess:
         row = self.loop.require(key)
         if life is not None and life.actor is not None and life.file is not None:
             state, status = life.actor.lifecycle.state, life.actor.status
+            if life.needs_place and status in ("running", "waiting"):
+                return status_of("queued", "its turn", state.error, state)
             if status != "waiting":
                 return status_of(status, state.reason or self._kept_warm_by(life.actor), state.error, state)
             waits = life.actor.waits()
@@ -182,7 +184,7 @@ class LocalAccess:
                 break
         if life is not None and life.stuck is not None:
             return msgspec.structs.replace(status_now, reason=str(life.stuck))
-        return status_now
+        return with_reason(status_now, self.catalog.moves.places.why(row))
 
     def _kept_warm_by(self, actor: Actor) -> str | None:
         """Return what a running instance waits for that is no step, once it has done so for a while."""
@@ -204,8 +206,10 @@ class LocalAccess:
             await self._restart(key, command)
             return
         if row.status in FINISHED and key not in self.loop.lives:
-            if row.archived is None and command.token is not None and await trio.to_thread.run_sync(
-                peek_token, self.folder.instance(key), command.token
+            if (
+                row.archived is None
+                and command.token is not None
+                and await trio.to_thread.run_sync(peek_token, self.folder.instance(key), command.token)
             ):
                 return  # it was carried out, and its reply was lost with an earlier owner
             raise refuse_finished(row)

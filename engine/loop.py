@@ -27,11 +27,11 @@ from perdure.actors.host import Host, deadline_in, remaining_ms
 from perdure.actors.outcome import Outcome
 from perdure.engine.access import ElsewhereError, refuse_expired, required
 from perdure.engine.app import App
+from perdure.engine.claims import Claims
 from perdure.engine.flow import Flow
 from perdure.engine.folder import StateFolder
 from perdure.engine.life import Life
 from perdure.engine.statistics import Tally
-from perdure.engine.timers import Together
 from perdure.errors import RuntimeClosedError, StateError
 from perdure.storage.catalog import Catalog
 from perdure.storage.disk import Disk
@@ -45,8 +45,6 @@ from perdure.storage.writer import CatalogWriter
 logger: Final = logging.getLogger("perdure.engine")
 OUTCOMES_KEPT: Final = 1_000
 """Outcomes remembered for `result()`, so that it need not open the file that was just closed."""
-DUE_MAX: Final = 1_000
-"""Wake-ups taken from the catalog in one tick."""
 CLAIM_LOOK_S: Final = 1.0
 """How long a command waits for a claim that is under way before it looks again."""
 
@@ -101,11 +99,8 @@ class GameLoop:
         self._ring = trio.Event()
         self._nursery: trio.Nursery | None = None
         self._context = contextvars.copy_context()
-        self._next: Any = None
-        self._look = True
-        self._claiming = False
         self._reserved = 0
-        self._begun = trio.Event()
+        self.claims = Claims(self)
 
     # -- the loop --------------------------------------------------------------------------
 
@@ -118,7 +113,7 @@ class GameLoop:
                 while True:
                     self._ring = trio.Event()
                     self.ticks += 1
-                    await self._tick()
+                    await self.claims.tick()
                     await self._ring.wait()
             finally:
                 with trio.CancelScope(shield=True):
@@ -126,75 +121,33 @@ class GameLoop:
 
     def ring(self) -> None:
         """Have the next tick look into the catalog: something there may be able to move."""
-        self._look = True
+        self.claims.look = True
         self._ring.set()
 
     def room_made(self) -> None:
         """Have the next tick come where a life that has ended may make way for what waits."""
-        if self._look:
+        if self.claims.look:
             self._ring.set()
 
-    async def _tick(self) -> None:
-        """Claim what can move, as far as there is room, and start it; then wait for what moves next."""
-        while self._look and self.app.definitions and not self.closing and (room := self._room()) > 0:
-            self._look = False
-            moves = self.catalog.next_moves(self.app.definitions, self.host.clock.wall_ms())
-            if self.flow.rules:
-                self.flow.make_places(self.lives.values())
-            if not self._can_move(moves):
-                self._schedule(moves)
-                return
-            if await self._claim(room):
-                self._look = True
-        if not self.closing and self.app.definitions:
-            self._schedule(None)
-
-    def _can_move(self, moves: tuple[int | None, int | None]) -> bool:
-        boot_ms, wall_ms = moves
-        clock = self.host.clock
-        return (boot_ms is not None and boot_ms <= clock.boot_ms()) or (
-            wall_ms is not None and wall_ms <= clock.wall_ms()
-        )
-
-    async def _claim(self, room: int) -> bool:
-        """Claim and start up to `room` instances, in one write; returns whether any could move."""
-        clock, known = self.host.clock, list(self.app.definitions)
-        boot_ms, wall_ms = clock.boot_ms(), clock.wall_ms()
-        self._claiming = True
-        rows: list[CatalogRow] = []
-        try:
-            with trio.CancelScope(shield=True):
-                rows = await self.writer.write(
-                    lambda catalog: catalog.claim_movable(
-                        self.worker, boot_ms=boot_ms, wall_ms=wall_ms, workflows=known,
-                        due_max=min(room, DUE_MAX), queued_max=self.host.limits.claim_batch_max,
-                        workers=self.workers,
-                    )
-                )  # fmt: skip
-                if self.closing:
-                    await self._give_back(rows)
-                    return False
-        except StateError as error:
-            logger.error("what can move cannot be claimed, and is tried again: %s", error)
-            self.host.timers.at(deadline_in(clock, self.host.limits.reset_delay_s), self.ring)
-            return False
-        finally:
-            self._claiming = False
-            self._begun.set()
-            self._begun = trio.Event()
-        for row in rows:
-            self.begin(row)
-        return bool(rows)
-
-    def _room(self) -> int:
-        """Return how many more instances may become warm; where none may, parked ones are to make way."""
+    @property
+    def room(self) -> int:
+        """How many more instances may become warm; where none may, parked ones are to make way."""
         limits = self.host.limits
         room = limits.warm_max - len(self.lives)
         if room <= 0:
             self._make_way()
-        if self.memory is not None:
-            room = min(room, self.memory.room(limits.unwritten_max))
         return min(room, limits.running_max - self.busy)
+
+    @property
+    def newborn_room(self) -> int:
+        """How many more new ones may become warm, whose files are in memory at first."""
+        room = self.room
+        return room if self.memory is None else min(room, self.memory.room(self.host.limits.unwritten_max))
+
+    def make_places(self) -> None:
+        """Have parked instances leave memory where others wait for their places."""
+        if self.flow.rules:
+            self.flow.make_places(self.lives.values())
 
     @property
     def busy(self) -> int:
@@ -213,32 +166,15 @@ class GameLoop:
         """Look at who waits for a place that an instance has left."""
         self.ring()
 
-    def _schedule(self, moves_ms: tuple[int | None, int | None] | None) -> None:
-        """Set the timer for the next instance in the catalog that can move: at `moves_ms`, where known."""
-        if self._next is not None:
-            self._next.cancel()
-            self._next = None
-        if self._room() <= 0:
-            self._look = True  # the end of a life rings
-            return
-        clock = self.host.clock
-        boot_ms, wall_ms = moves_ms or self.catalog.next_moves(self.app.definitions, clock.wall_ms())
-        moves: list[Deadline] = []
-        if boot_ms is not None:
-            moves.append(Deadline(wall_ms=0, boot_ms=boot_ms, boot=clock.boot))
-        if wall_ms is not None:
-            moves.append(Deadline(wall_ms=wall_ms))
-        self._next = Together([self.host.timers.at(move, self.ring) for move in moves])
-
     # -- lives -----------------------------------------------------------------------------
 
     def reserve(self, workflow: str) -> bool:
         """Keep a place for a new instance, where there is one and nothing waits for it in the catalog."""
-        if self._look or self._claiming or self.closing or workflow not in self.app.definitions:
+        if self.claims.look or self.claims.under_way or self.closing or workflow not in self.app.definitions:
             return False
         if workflow in self.flow.rules:  # whether there is a place is for the catalog's writer to say
             return False
-        if self._room() <= self._reserved:
+        if self.newborn_room <= self._reserved:
             return False
         self._reserved += 1
         return True
@@ -249,7 +185,7 @@ class GameLoop:
         if row is None:
             return
         if self.closing:
-            await self._give_back([row])
+            await self.give_back([row])
         else:
             self.begin(row)
 
@@ -279,7 +215,7 @@ class GameLoop:
             if life is not None:
                 return life
             needs_place = self.flow.needs_place(key)
-            visits = needs_place or self._room() <= 0
+            visits = needs_place or self.room <= 0
             if visits:  # memory is full: it takes the command and leaves, to move when there is room
                 await self._visits.acquire()
             try:
@@ -295,7 +231,7 @@ class GameLoop:
                 if claimed.open and claimed.owner != self.worker:
                     raise ElsewhereError(f"worker {claimed.owner} owns {key}")
                 with trio.move_on_after(CLAIM_LOOK_S):  # a tick has claimed it and is about to begin it
-                    await self._begun.wait()
+                    await self.claims.begun.wait()
 
     async def _claim_one(self, key: Key, *, visits: bool, needs_place: bool) -> Life | None:
         """Claim and start one instance, or return None where it is claimed already."""
@@ -306,7 +242,7 @@ class GameLoop:
             )
             if row is not None:
                 if self.closing:
-                    await self._give_back([row])
+                    await self.give_back([row])
                 life = self.begin(row)
                 life.needs_place = needs_place
                 if visits:
@@ -324,7 +260,8 @@ class GameLoop:
                 return wake
         return deadline_in(clock, 0)
 
-    async def _give_back(self, rows: list[CatalogRow]) -> None:
+    async def give_back(self, rows: list[CatalogRow]) -> None:
+        """Undo claims of which nothing was made."""
         await self.writer.write(lambda catalog: catalog.give_back(rows))
 
     async def _live(self, life: Life, row: CatalogRow, before: Life | None) -> None:
@@ -405,6 +342,7 @@ class GameLoop:
         self.forget(key)
         self._turned(key)
         self.posted()
+        self.expires(0)
 
     def posted(self) -> None:
         """Have whoever delivers posts between parents and children look: a life has left some."""
@@ -518,8 +456,8 @@ class GameLoop:
     async def shut_down(self) -> None:
         """Stop every life and return when all files are closed."""
         self.closing = True
-        while self._claiming:
-            await self._begun.wait()
+        while self.claims.under_way:
+            await self.claims.begun.wait()
         while self._reserved:
             await trio.lowlevel.checkpoint()
         for life in list(self.lives.values()):

@@ -95,6 +95,7 @@ async def open_runtime(
     app = (app or App(env=env, limits=limits)).with_workflows(workflows)
     if env is not None:
         app.env = env
+    check_limits(limits, "open_runtime(limits=)")
     app.limits = fit(limits if limits is not None else app.limits)
     folder = StateFolder(path)
     folder.prepare()

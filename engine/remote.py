@@ -22,7 +22,6 @@ import os
 import uuid
 from collections.abc import AsyncGenerator, Sequence
 from datetime import datetime
-from pathlib import Path
 from typing import Any, Final, get_args
 
 import msgspec
@@ -37,9 +36,11 @@ from perdure.engine.clock import SystemClock
 from perdure.engine.folder import StateFolder
 from perdure.engine.inbox import BatchBody, BatchLine, BulkBody, CallBody, CreateBody, EventBody, ring
 from perdure.engine.opening import open_runtime
+from perdure.engine.reader import Reader, file_signature
 from perdure.engine.recovery import settle_logs
 from perdure.engine.schedules import ScheduleStatus, missing, statuses
 from perdure.engine.status import InstanceStatus, status_at_rest
+from perdure.engine.visitor import Visitor
 from perdure.errors import (
     AmbiguousInstanceError,
     CommandError,
@@ -48,10 +49,8 @@ from perdure.errors import (
     StateLockedError,
     UnknownWorkflowError,
 )
-from perdure.limits import Limits
 from perdure.storage.catalog import Catalog
 from perdure.storage.catalog_file import open_catalog
-from perdure.storage.codec import Codec
 from perdure.storage.disk import Disk
 from perdure.storage.locks import FolderLock
 from perdure.storage.names import check_event_type, check_instance_id
@@ -72,60 +71,6 @@ LATEST: Final = "latest"
 RING_EVERY: Final = 25
 """Looks for a reply between two rings of the doorbell, which may get lost with an owner."""
 CHANGE_POLL_S: Final = 0.1
-
-
-class _Visitor(App):
-    """Knows classes, to check params by, and runs none: no instance moves while it owns a folder."""
-
-    def __init__(self, known: App) -> None:
-        super().__init__(hooks=known.hooks, limits=Limits())
-        self._known = known
-
-    def definition(self, workflow: type | str) -> Any:
-        """Return what is known of a workflow."""
-        return self._known.definition(workflow)
-
-    def with_workflows(self, workflows: Sequence[type]) -> App:
-        """Return this very app: nothing is added to what runs nothing."""
-        del workflows
-        return self
-
-
-class Reader:
-    """One instance's file while it may be read; `owned` says whether a live process owns the folder."""
-
-    def __init__(
-        self,
-        row: CatalogRow,
-        status: InstanceStatus,
-        path: Path,
-        queries: QueryHost,
-        *,
-        owned: bool,
-        immutable: bool,
-    ) -> None:
-        self.row = row
-        self.status = status
-        self.path = path
-        self.owned = owned
-        self._queries = queries
-        self._immutable = immutable
-
-    @property
-    def has_file(self) -> bool:
-        """Whether there is a file yet: a created instance gets it at first need."""
-        return self.path.exists()
-
-    async def fetch(
-        self, query: str, *bindings: Any, timeout_s: float = 30.0, reveal: bool = False
-    ) -> list[Row]:
-        """Run one reading statement; with `reveal` the views show sensitive values.
-
-        Raises `QueryError` and its kinds.
-        """
-        return await self._queries.fetch(
-            self.path, query, bindings, timeout_s=timeout_s, immutable=self._immutable, reveal=reveal
-        )
 
 
 @contextlib.asynccontextmanager
@@ -319,9 +264,7 @@ class Remote:
     ) -> BulkReport:
         """Give a command to many instances, in one message, and return the report on all of them."""
         options.origin.check()
-        body = BulkBody(
-            command=command, instances=[(key.workflow, key.id) for key in keys], options=options
-        )
+        body = BulkBody(command=command, instances=[(key.workflow, key.id) for key in keys], options=options)
         answer = await self.command(Key("", ""), "bulk", body, who=who, timeout_s=timeout_s)
         return msgspec.json.decode(answer or "{}", type=BulkReport)
 
@@ -407,7 +350,7 @@ class Remote:
 
     async def _take_over(self, token: str) -> Reply | None:
         """Own the folder until the command is carried out; None where another process was quicker."""
-        visitor = _Visitor(self._known)
+        visitor = Visitor(self._known)
         with contextlib.suppress(StateLockedError):
             async with open_runtime(self.folder.root, visitor):
                 while True:
@@ -526,28 +469,6 @@ class Remote:
             f"process {self.owner()}, which owns {self.folder.root}, has not answered within"
             f" {REPLY_TIMEOUT_S:g} s, so what is in its files may not be shown yet: is it stopped?"
         )
-
-
-def file_signature(path: os.PathLike[str]) -> object:
-    """Return what differs once an instance's file has been written to. Opens nothing."""
-    found: list[tuple[int, int] | None] = []
-    for name in (os.fspath(path), f"{os.fspath(path)}-wal"):
-        try:
-            about = Path(name).stat()
-        except OSError:
-            found.append(None)
-        else:
-            found.append((about.st_mtime_ns, about.st_size))
-    return tuple(found)
-
-
-def stored_params(app: App, workflow: str, params: Any) -> str:
-    """Return params as they are stored, as JSON text. Raises `InvalidParamsError`, `UnknownWorkflowError`."""
-    definition = app.definition(workflow)
-    if params is None and not definition.has_params:
-        return "null"
-    stored, _ = Codec(app.hooks).coder(definition.params).accept(params)
-    return stored if isinstance(stored, str) else repr(stored)
 
 
 def _value(reply: Reply) -> str | None:

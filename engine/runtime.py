@@ -11,11 +11,18 @@ from pathlib import Path
 from typing import Any, Final, TypeVar, Unpack, overload
 
 from perdure.actors.durations import Duration, point_in_time, seconds
+from perdure.actors.retention import Retention
+from perdure.engine import schedules
 from perdure.engine.access import Access
 from perdure.engine.app import App
 from perdure.engine.batches import BatchEntry, create_batch
 from perdure.engine.births import CreateOptions, IfExists, Runnable, prepare_birth
+from perdure.engine.bulk import BulkSelection, check_status, selection
+from perdure.engine.duplicates import require_same_params
 from perdure.engine.instance import Instance
+from perdure.engine.removal import DeletedBatch, delete_batch
+from perdure.engine.scheduler import Scheduler
+from perdure.engine.schedules import ScheduleStatus
 from perdure.engine.statistics import RuntimeStatistics
 from perdure.errors import (
     InstanceExistsError,
@@ -47,6 +54,8 @@ class Runtime:
         self._access = access
         self._statistics = statistics
         self._restart = restart
+        self.scheduler: Scheduler | None = None
+        """What creates the instances of schedules, in the one process of a folder that does."""
 
     @property
     def path(self) -> Path:
@@ -84,14 +93,19 @@ class Runtime:
         timeout: Duration | None = None,
         event: tuple[str, Any] | None = None,
         tags: Sequence[str] | None = None,
+        retention: Retention | Duration | None = None,
+        priority: int = 0,
         token: str | None = None,
     ) -> Instance[Any]:
         """Create an instance and return its handle, once the creation is durable. It starts by itself.
 
         `params` are checked against the annotation of the workflow's `event`; `id` is a random
-        one by default; `if_exists` says what happens where the id is in use; `at` delays the
+        one by default; `if_exists` says what happens where the id is in use: "fail", "attach" to what is
+        there, if it has the same params, or "restart", which replaces it; `at` delays the
         start; `timeout` is of the whole run, from its creation; `event`, a pair (type, payload), is
-        there before the first step runs; `token`, where given, makes creating it again harmless.
+        there before the first step runs; `retention` is how long it is kept once it has ended, where that
+        differs from what its class says; of those that wait to start, the one with the highest `priority` does
+        first, then the oldest; `token`, where given, makes creating it again harmless.
 
         Raises `InvalidParamsError`, `InvalidIdError`, `InstanceExistsError`, `UnknownWorkflowError`.
         Nothing has happened then.
@@ -100,7 +114,16 @@ class Runtime:
         if if_exists not in ("fail", "attach", "restart"):
             raise InvalidArgumentError(f"if_exists={if_exists!r}: it must be 'fail', 'attach' or 'restart'")
         birth, stored = prepare_birth(
-            self._access, definition, params, id_=id, event=event, tags=tags, timeout=timeout, token=token
+            self._access,
+            definition,
+            params,
+            id_=id,
+            event=event,
+            tags=tags,
+            timeout=timeout,
+            retention=retention,
+            priority=priority,
+            token=token,
         )
         start_at_ms = None if at is None else point_in_time(at)
         key = Key(definition.name, birth.id)
@@ -110,6 +133,7 @@ class Runtime:
         if token is not None and row is not None and row.incarnation == birth.incarnation:
             return instance
         if if_exists == "attach" and row is not None:
+            await require_same_params(self._access, self.queries, row, stored)
             return instance
         while True:
             if if_exists == "restart" and self._access.catalog.find(key) is not None:
@@ -121,6 +145,9 @@ class Runtime:
                     raise
                 if if_exists == "restart":  # somebody else was quicker to restart it
                     continue
+                row = self._access.require(key)
+                if row.incarnation != birth.incarnation:
+                    await require_same_params(self._access, self.queries, row, stored)
             return instance
 
     @overload
@@ -152,6 +179,20 @@ class Runtime:
         keys = await create_batch(self._access, definition, entries, token=token)
         return [Instance(key, self._access, self.queries, definition) for key in keys]
 
+    async def delete_batch(
+        self, cls: type | str, ids: Iterable[str], *, who: str | None = None, token: str | None = None
+    ) -> DeletedBatch:
+        """Delete many instances of one workflow, as `Instance.delete` does, and report on each given id.
+
+        An id that is given twice is deleted once and reported twice; one that does not exist is reported
+        with the code `not_found`. Raises `InvalidIdError` where one of them can be no id, and
+        `InvalidArgumentError` for an empty batch: nothing is deleted then.
+
+        >>> await runtime.delete_batch(Tides, ["brest", "atlantis"])
+        DeletedBatch(deleted=['brest'], errors=[DeleteError(id='atlantis', code='not_found', ...)])
+        """
+        return await delete_batch(self._access, self._name(cls), ids, who=who, token=token)
+
     async def _add(self, birth: Birth, stored: Any, start_at_ms: int | None, *, replace: bool) -> None:
         access = self._access
         if access.closing:
@@ -179,8 +220,7 @@ class Runtime:
         >>> await runtime.get(Tides, "brest")
         <Instance Tides/brest>
         """
-        name = cls if isinstance(cls, str) else self._access.app.definition(cls).name
-        key = Key(name, id)
+        key = Key(self._name(cls), id)
         self._access.require(key)
         return self._handle(key)
 
@@ -192,11 +232,33 @@ class Runtime:
         >>> [instance.id for instance in await runtime.list(Tides)]
         ['brest']
         """
-        name = cls if cls is None or isinstance(cls, str) else self._access.app.definition(cls).name
+        name = None if cls is None else self._name(cls)
+        if status is not None:
+            check_status(status)
         return [
             self._handle(row.key)
             for row in self._access.catalog.select(workflow=name, status=status, limit=limit)
         ]
+
+    def select(
+        self,
+        cls: type | str | None = None,
+        *,
+        status: str | Sequence[str] | None = None,
+        tag: str | None = None,
+        where: str | None = None,
+    ) -> BulkSelection:
+        """Return the instances that meet a condition: to pause, resume, terminate, restart or delete all.
+
+        `where` is a condition in SQL on the catalog's view `instances`. Nothing is asked or done before
+        a command is given. Raises `InvalidArgumentError` for a status that there is not.
+
+        >>> report = await runtime.select(Tides, where="created_at < '2020-01-01'").delete()
+        >>> report.done
+        []
+        """
+        name = None if cls is None else self._name(cls)
+        return BulkSelection(self._access, self.queries, selection(name, status, tag, where))
 
     def rows(
         self, *, workflow: str | None = None, status: str | None = None, limit: int | None = None
@@ -215,8 +277,47 @@ class Runtime:
             self._access.folder.catalog, query, bindings, timeout_s=seconds(timeout)
         )
 
+    def _name(self, cls: type | str) -> str:
+        return cls if isinstance(cls, str) else self._access.app.definition(cls).name
+
     def _handle(self, key: Key) -> Instance[Any]:
         return Instance(key, self._access, self.queries, self._access.app.definitions.get(key.workflow))
+
+    # -- schedules -------------------------------------------------------------------------
+
+    def schedules(self) -> builtins.list[ScheduleStatus]:
+        """Return every schedule of the folder: when it occurred last, and when it does next.
+
+        >>> runtime.schedules()
+        []
+        """
+        return schedules.statuses(self._access.catalog, self._access.clock.wall_ms())
+
+    async def pause_schedule(self, schedule: str) -> ScheduleStatus:
+        """Have a schedule create nothing until it is resumed; `schedule` is `Workflow/id`, or the id alone.
+
+        Raises `InvalidArgumentError` where there is none, or several of that id.
+        """
+        return await schedules.pause(self._access, schedule)
+
+    async def resume_schedule(self, schedule: str) -> ScheduleStatus:
+        """Have a schedule go on with what comes from now on. Errors as in `pause_schedule`."""
+        status = await schedules.resume(self._access, schedule)
+        if self.scheduler is not None:
+            self.scheduler.ring()
+        return status
+
+    async def backfill(
+        self, schedule: str, start: datetime, end: datetime, *, dry_run: bool = False
+    ) -> builtins.list[Instance[Any]]:
+        """Create what a schedule would have from `start` to `end`, both included, and has not; return those.
+
+        Ids are those that the schedule itself gives, so nothing is created twice, however often this is
+        repeated. With `dry_run` nothing is created, and the handles are of what would be. Errors as in
+        `pause_schedule`, and for more than 100,000 occurrences.
+        """
+        keys = await schedules.backfill(self._access, schedule, start, end, dry_run=dry_run)
+        return [self._handle(key) for key in keys]
 
     # -- looking ---------------------------------------------------------------------------
 

@@ -26,7 +26,8 @@ class InstanceStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     `expires_at` is when the file of one that has ended goes, where that is not kept for ever.
 
-    `rollback` is None where nothing was rolled back, and while that is under way.
+    `rollback` is None where nothing was rolled back, and while that is under way. `version` is that of
+    the class when `run()` was first called; before, of the class that the instance was created with.
     """
 
     status: Status
@@ -38,6 +39,7 @@ class InstanceStatus(msgspec.Struct, frozen=True, kw_only=True):
     wake_at: datetime | None
     expires_at: datetime | None = None
     rollback: RollbackResult | None = None
+    version: str | None = None
 
 
 def status_at_rest(row: CatalogRow, path: Path) -> InstanceStatus:

@@ -48,12 +48,17 @@ class WorkerAccess(LocalAccess):
         """Have the supervisor forget how the incarnation before ended."""
         self._line.send(Forget(key.workflow, key.id))
 
+    def removed(self, key: Key) -> None:
+        """Have those who wait for an instance that was deleted look again, here and elsewhere."""
+        super().removed(key)
+        self._line.send(Forget(key.workflow, key.id))
+
     async def outcome(self, key: Key) -> Outcome:
         """Wait until the instance has ended and return how."""
         if self._is_here(key) or self.loop.outcome(key) is not None:
             return await super().outcome(key)
         row = self.require(key)
-        if row.status not in FINISHED:
+        if row.status not in FINISHED or row.open:
             answer = await self._ask("outcome", key)
             known = None if answer.ended is None else outcome_of(answer.ended)
             if known is not None:
@@ -90,8 +95,8 @@ class WorkerAccess(LocalAccess):
         row = self.require(key)
         if self._is_here(key) or (row.birth is not None and not row.open):
             with contextlib.suppress(ElsewhereError):
-                async with super().reading(key) as (path, whole):
-                    yield path, whole
+                async with super().reading(key) as (path, _):
+                    yield path, False  # another worker may restart it meanwhile
                 return
         await self._ask("sync", key)
         yield self.folder.instance(key), False
@@ -112,7 +117,7 @@ class WorkerAccess(LocalAccess):
         if self._is_here(key):
             return super().has_ended(key)
         row = self.require(key)
-        return row.status in FINISHED or (row.status == "dead" and not row.open)
+        return row.status in (*FINISHED, "dead") and not row.open
 
     def change_of(self, key: Key) -> trio.Event:
         """Return an event that is set once the instance may have changed."""

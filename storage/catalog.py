@@ -20,6 +20,7 @@ from typing import Any, Final
 import msgspec
 
 from perdure.errors import InstanceExistsError
+from perdure.storage.ahead import Ahead
 from perdure.storage.family import Family
 from perdure.storage.moves import COLUMNS, Moves, as_row, birth_text
 from perdure.storage.posts import Posts, Workers
@@ -104,6 +105,7 @@ class Catalog:
         self.moves = Moves(connection)
         self.workers = Workers(connection)
         self.posts = Posts(connection)
+        self.ahead = Ahead(connection)
         self.schedules = Schedules(connection, self.moves)
         self.removals = Removals(connection, self.posts)
         self.family = Family(connection)
@@ -128,15 +130,17 @@ class Catalog:
         return [as_row(row) for row in self.connection.execute(OPENED)]
 
     def select(
-        self, *, workflow: str | None = None, status: str | None = None, limit: int | None = None
+        self,
+        *,
+        workflow: str | None = None,
+        status: str | None = None,
+        parent: str | None = None,
+        limit: int | None = None,
     ) -> list[CatalogRow]:
         """Return rows, newest first."""
-        where = [
-            f"{column} = ?"
-            for column, value in (("workflow", workflow), ("status", status))
-            if value is not None
-        ]
-        values: list[Any] = [value for value in (workflow, status) if value is not None]
+        wanted = {"workflow": workflow, "status": status, "parent": parent}
+        where = [f"{column} = ?" for column, value in wanted.items() if value is not None]
+        values: list[Any] = [value for value in wanted.values() if value is not None]
         sql = f"{LIST} WHERE {' AND '.join([*where, 'open < 2'])} ORDER BY created_at DESC, id"
         if limit is not None:
             sql += " LIMIT ?"
@@ -212,7 +216,7 @@ class Catalog:
         row = self.find(key)
         if row is None or row.open or row.archived is not None:
             return None
-        return self._claim_all([row], owner, VISIT if keep_status else CLAIM)[0]
+        return self.claim_all([row], owner, VISIT if keep_status else CLAIM)[0]
 
     def claim_movable(
         self,
@@ -243,10 +247,11 @@ class Catalog:
             if self.moves.places.rules:
                 rows = self.moves.places.admit(found, wall_ms)
             if rows or not found:
-                return self._claim_all(rows, owner)
+                return self.claim_all(rows, owner)
         return []
 
-    def _claim_all(self, rows: list[CatalogRow], owner: int, claim: str = CLAIM) -> list[CatalogRow]:
+    def claim_all(self, rows: list[CatalogRow], owner: int, claim: str = CLAIM) -> list[CatalogRow]:
+        """Mark instances, which nobody has open, as open and owned, and return their rows."""
         self.connection.executemany(claim, [(owner, row.workflow, row.id) for row in rows])
         return [msgspec.structs.replace(row, owner=owner, epoch=row.epoch + 1, open=1) for row in rows]
 

@@ -36,7 +36,8 @@ READ: Final = """
     FROM _perdure_instance"""
 OWN: Final = "UPDATE _perdure_instance SET epoch = ?"
 STARTED: Final = """
-    UPDATE _perdure_instance SET status = 'running', reason = NULL, started_at = ?, started_commit = ?
+    UPDATE _perdure_instance SET status = 'running', reason = NULL, version = ?, started_at = ?,
+        started_commit = ?
     WHERE started_at IS NULL"""
 RUN_AGAIN: Final = "UPDATE _perdure_instance SET replays = replays + 1"
 STATUS: Final = """
@@ -58,7 +59,7 @@ BEGIN_ANEW: Final = """
     UPDATE _perdure_instance SET generation = generation + 1, status = 'queued', reason = NULL, output = NULL,
         output_ref = NULL, output_bytes = NULL, error = NULL, started_at = NULL, started_commit = NULL,
         ended_at = NULL, ended_commit = NULL, wake_at = NULL, paused_at = NULL, paused_boot = NULL,
-        paused_boot_id = NULL, rollback = NULL, timeout_at = ?, timeout_boot = ?, timeout_boot_id = ?"""
+        paused_boot_id = NULL, rollback = NULL, version = NULL, timeout_at = ?, timeout_boot = ?, timeout_boot_id = ?"""
 
 
 class Lifecycle:
@@ -81,11 +82,17 @@ class Lifecycle:
         self._file.epoch = epoch
         self.state = replace(self.state, epoch=epoch)
 
-    def started(self, at_ms: int) -> None:
-        """Record the first start of `run()`."""
+    def started(self, at_ms: int, version: str | None) -> None:
+        """Record the first start of `run()`, and of which version its class is.
+
+        It may be newer than the one it was created under; a continuation keeps the version it was given.
+        """
         self._gate.touch(self._file)
-        self._file.execute(STARTED, (at_ms, self._file.stamp))
-        self.state = replace(self.state, status="running", reason=None, started_at_ms=at_ms)
+        state = self.state
+        if state.generation > 1 and state.version is not None:
+            version = state.version
+        self._file.execute(STARTED, (version, at_ms, self._file.stamp))
+        self.state = replace(state, status="running", reason=None, started_at_ms=at_ms, version=version)
 
     def run_again(self) -> None:
         """Record that `run()` is called once more from the top."""

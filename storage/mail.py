@@ -32,6 +32,18 @@ ADD: Final = """
 ADD_COMMAND: Final = """
     INSERT INTO _perdure_messages (kind, name, received_at, actor, payload, token, received_commit)
     VALUES ('command', ?, ?, ?, ?, ?, ?)"""
+ADD_PAST: Final = """
+    INSERT INTO _perdure_messages (kind, name, received_at, payload, received_commit, delivered_to)
+    VALUES ('past', ?, ?, ?, ?, ?)"""
+LAST_COMMAND: Final = """
+    SELECT max(received_at) FROM _perdure_messages WHERE kind = 'command' AND name = ?"""
+DISCARD: Final = """
+    UPDATE _perdure_messages SET delivered_to = 0, delivered_commit = ?
+    WHERE delivered_to IS NULL AND kind = 'event'"""
+REPEAT: Final = """
+    INSERT INTO _perdure_messages (kind, name, payload, payload_ref, received_at, received_boot,
+        received_boot_id, token, received_commit)
+    SELECT kind, name, payload, payload_ref, ?, ?, ?, ?, ? FROM _perdure_messages WHERE token = ?"""
 DELIVER: Final = """
     UPDATE _perdure_messages SET delivered_to = ?, delivered_commit = ? WHERE seq = ? AND delivered_to IS
         NULL"""
@@ -49,6 +61,22 @@ def add_command(
     file.execute(ADD_COMMAND, (command, at_ms, actor, detail, token, file.stamp))
 
 
+def add_past(
+    file: InstanceFile, what: str, *, at_ms: int, commit: int, detail: str | None, is_end: bool
+) -> None:
+    """Keep a fact of the instance's own row for its history: a restart is about to write over it.
+
+    An end comes behind all else of its commit, a start before it: `delivered_to` tells them apart.
+    """
+    file.execute(ADD_PAST, (what, at_ms, detail, commit, int(is_end)))
+
+
+def last_command_ms(file: InstanceFile, command: str) -> int | None:
+    """Return when a command was last given, or None where it never was."""
+    ((at_ms,),) = file.fetch(LAST_COMMAND, (command,))
+    return None if at_ms is None else int(at_ms)
+
+
 class Mail:
     """The events of one instance, oldest first."""
 
@@ -60,7 +88,12 @@ class Mail:
             return
         ((last, last_commit),) = file.fetch(LAST)
         file.stamp = max(file.stamp, last_commit + 1)
-        for seq, type_, payload, reference, at_ms, boot_ms, boot in file.fetch(UNDELIVERED) if last else ():
+        if last:
+            self._read()
+
+    def _read(self) -> None:
+        file = self._file
+        for seq, type_, payload, reference, at_ms, boot_ms, boot in file.fetch(UNDELIVERED):
             received = Deadline(wall_ms=at_ms, boot_ms=boot_ms, boot=boot)
             self._undelivered[seq] = EventRow(
                 seq=seq, type=type_, payload=get_value(file, payload, reference), received=received
@@ -83,6 +116,20 @@ class Mail:
         event = EventRow(seq=added.lastrowid, type=type_, payload=payload, received=at)
         self._undelivered[event.seq] = event
         return event
+
+    def begin_anew(self, birth_token: str, generation: int, *, at: Deadline) -> None:
+        """Deliver nothing of what has come so far: the instance begins anew, in that `generation`.
+
+        An undelivered event stays as delivered to nobody (0). The one that the instance was created
+        with belongs to its beginning, and comes again.
+        """
+        self._gate.touch(self._file)
+        stamp = self._file.stamp
+        self._file.execute(DISCARD, (stamp,))
+        times = (at.wall_ms, at.boot_ms, at.boot)
+        self._file.execute(REPEAT, (*times, f"{birth_token}-{generation}", stamp, birth_token))
+        self._undelivered.clear()
+        self._read()
 
     def knows(self, token: str) -> bool:
         """Whether the message with this token brought its event."""

@@ -42,7 +42,7 @@ __all__ = [
     "folder_name",
 ]
 
-STATE_ENTRIES: Final = frozenset({"catalog", "locks", "relay", "sockets"})
+STATE_ENTRIES: Final = frozenset({"archive", "catalog", "locks", "relay", "sockets", "workers"})
 """What Perdure itself keeps in a state folder, in lower case. An entry with a dot in its name needs
 no line here: no workflow's folder has one."""
 

@@ -53,6 +53,7 @@ from perdure.errors import (
     InvalidIdError,
     InvalidNameError,
     InvalidParamsError,
+    LimitExceededError,
     NonRetryableError,
     OpenStepError,
     PerdureError,
@@ -81,7 +82,7 @@ from perdure.errors import (
     UnknownWorkflowError,
     WorkflowCodeError,
 )
-from perdure.limits import Limits
+from perdure.limits import Limits, WorkflowLimits
 from perdure.storage.codec import TypeHook
 from perdure.storage.rows import Row
 from perdure.storage.sql import Rows, Sql
@@ -126,6 +127,7 @@ __all__ = [
     "InvalidNameError",
     "InvalidParamsError",
     "Limits",
+    "LimitExceededError",
     "NonRetryableError",
     "OpenStepError",
     "PerdureError",
@@ -176,6 +178,7 @@ __all__ = [
     "WorkflowCodeError",
     "WorkflowEntrypoint",
     "WorkflowEvent",
+    "WorkflowLimits",
     "WorkflowStep",
     "asyncio_step",
     "current_step",

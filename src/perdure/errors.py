@@ -10,6 +10,7 @@ A refused call has changed nothing (law 13).
     │   ├── InvalidDurationError               a duration or a point in time
     │   ├── InvalidParamsError                 params do not fit the annotation of `event`
     │   ├── EncodingError                      a value that cannot be stored, with its path
+    │   ├── LimitExceededError                 beyond what App(limits=) or a class's `limits` allows
     │   ├── UnknownDependencyError (TypeError) a parameter of a declared step that nothing is passed for
     │   └── UnknownWorkflowError               no class of that name in the App
     ├── DecodingError                          stored bytes do not fit the annotation any more
@@ -86,6 +87,7 @@ __all__ = [
     "InvalidIdError",
     "InvalidNameError",
     "InvalidParamsError",
+    "LimitExceededError",
     "NonRetryableError",
     "OpenStepError",
     "PerdureError",
@@ -156,6 +158,16 @@ class EncodingError(InvalidArgumentError):
     def __init__(self, message: str, *, path: str = "$") -> None:
         super().__init__(message)
         self.path = path
+
+
+class LimitExceededError(InvalidArgumentError):
+    """A limit that was set forbids it: `limit` names it, `value` exceeds what is `allowed`."""
+
+    def __init__(self, message: str, *, limit: str = "", value: int = 0, allowed: int = 0) -> None:
+        super().__init__(message)
+        self.limit = limit
+        self.value = value
+        self.allowed = allowed
 
 
 class UnknownDependencyError(InvalidArgumentError, TypeError):

@@ -388,7 +388,7 @@ async def both(instance: Instance[Any]) -> None:
 
     def receive(actor: Actor) -> None:
         for number in (1, 2):
-            actor.receive("item", str(number), token=None)
+            actor.control.receive("item", str(number), token=None)
 
     await loop.command(instance.key, receive)
 
@@ -441,7 +441,7 @@ async def test_the_finished_check_fails_when_nobody_asks_whether_it_has_ended(
 ) -> None:
     async def send(instance: Instance[Any], type_: str, payload: Any = None) -> None:
         loop: GameLoop = vars(instance)["_access"].loop
-        await loop.command(instance.key, lambda actor: actor.receive(type_, json.dumps(payload), token=None))
+        await loop.command(instance.key, lambda actor: actor.control.receive(type_, json.dumps(payload), token=None))
 
     broken(Instance, "send_event", send)
     broken(Actor, "_was_done", lambda *_: False)
