@@ -95,7 +95,7 @@ class Actor:
         self.rollback = InstanceRollback(self.key, self.lifecycle, self.journal, host)
         self.control = Control(
             self.key, file, host, lifecycle=self.lifecycle, journal=self.journal, mailbox=self.mailbox,
-            children=self.children, rollback=self.rollback, run=lambda: self._run,
+            children=self.children, rollback=self.rollback, bounds=self._bounds, run=lambda: self._run,
         )  # fmt: skip
         self.calls = Calls(self.key, file, host, definition, self.lifecycle)
         self._log = QuietLog(

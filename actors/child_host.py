@@ -10,7 +10,6 @@ from typing import Any, Protocol
 
 import msgspec
 
-from perdure.actors.workflow import Definition
 from perdure.errors import InstanceExistsError
 from perdure.storage.family import ChildEnd, ChildRef
 from perdure.storage.files import InstanceFile
@@ -20,7 +19,7 @@ from perdure.storage.records import Key, Stored
 class ChildRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A child that is to be there. `params` as they were given, `stored` as they are kept."""
 
-    definition: Definition
+    definition: Any  # a `Definition`: its module is above this one
     ref: ChildRef
     parent: Key
     params: Any
@@ -34,7 +33,7 @@ class ChildRequest(msgspec.Struct, frozen=True, kw_only=True):
 class ChildHost(Protocol):
     """What the engine does for the children of an instance."""
 
-    def definition(self, workflow: type | str) -> Definition:
+    def definition(self, workflow: type | str) -> Any:
         """Return what is known of a workflow. Raises `UnknownWorkflowError`."""
         ...
 

@@ -23,7 +23,7 @@ from perdure.actors.child_host import ChildRequest
 from perdure.actors.compose import GroupCall, unwrapped
 from perdure.actors.host import deadline_in
 from perdure.actors.run import ENDING, EXPIRED, Run
-from perdure.actors.workflow import accept_params
+from perdure.actors.workflow import Definition, accept_params
 from perdure.errors import (
     DivergenceError,
     InstanceExistsError,
@@ -58,7 +58,7 @@ class ChildCall(StepCall[R]):
         self, run: Run, cls: type | str, params: Any, *, name: str | None, id_: str | None, key: object,
         on_cancel: OnCancel, timeout_s: float | None, tags: Sequence[str] | None, depth: int,
     ) -> None:  # fmt: skip
-        definition = run.children.host.definition(cls)
+        definition: Definition = run.children.host.definition(cls)
         _check(on_cancel, id_, tags)
         stored = accept_params(definition, params, codec=run.host.codec)
         super().__init__(run, name or definition.name, key, definition.cls, depth=depth + 1)

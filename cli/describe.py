@@ -80,7 +80,7 @@ async def _read(remote: Remote, key: str, file: Reader, steps_max: int, *, revea
     ]
     taken = await picture.take(file.fetch, steps_max=steps_max)
     children = family.children_of(remote, rows[2])
-    return Description(key, file.path, file.status, file.owned, taken, *rows, children)
+    return Description(key, file.path, file.status, file.owned, taken, *rows, children=children)
 
 
 # -- for people ----------------------------------------------------------------------------

@@ -17,10 +17,13 @@ from perdure.engine.remote import STATUSES, open_remote
 @options.json_option
 @click.option("--workflow", metavar="NAME", help="Only instances of this workflow.")
 @click.option("--status", type=click.Choice(STATUSES), help="Only instances with this status.")
+@click.option("--parent", metavar="INSTANCE", help="Only children of this instance.")
 @click.option(
     "--limit", type=click.IntRange(min=1), default=50, show_default=True, help="How many, newest first."
 )
-def list_(*, state: Path, as_json: bool, workflow: str | None, status: str | None, limit: int) -> None:
+def list_(
+    *, state: Path, as_json: bool, workflow: str | None, status: str | None, parent: str | None, limit: int
+) -> None:
     """List instances, newest first.
 
     The catalog is an index: an instance in memory that sleeps is `running` here until it leaves
@@ -29,14 +32,15 @@ def list_(*, state: Path, as_json: bool, workflow: str | None, status: str | Non
     \b
     perdure list
     perdure list --workflow ResearchAgent --status errored
+    perdure list --parent Order/order-1 --status waiting
     perdure list --json | jq '.[].id'
     """
-    found, owner, more = trio.run(_rows, state, workflow, status, limit)
+    found, owner, more = trio.run(_rows, state, workflow, status, parent, limit)
     if as_json:
         render.print_json([_json(row) for row in found])
         return
     if not found:
-        click.echo(f"No instances in {state}" + (" match." if workflow or status else " yet."))
+        click.echo(f"No instances in {state}" + (" match." if workflow or status or parent else " yet."))
         return
     table = render.table("instance", "status", "created", "took", "why")
     for row in found:
@@ -55,10 +59,11 @@ def list_(*, state: Path, as_json: bool, workflow: str | None, status: str | Non
 
 
 async def _rows(
-    state: Path, workflow: str | None, status: str | None, limit: int
+    state: Path, workflow: str | None, status: str | None, parent: str | None, limit: int
 ) -> tuple[list[Any], int | None, bool]:
     async with open_remote(state) as remote:
-        rows = remote.rows(workflow=workflow, status=status, limit=limit + 1)
+        of = None if parent is None else parent if "/" in parent else str(remote.resolve(parent))
+        rows = remote.rows(workflow=workflow, status=status, parent=of, limit=limit + 1)
         return rows[:limit], remote.owner(), len(rows) > limit
 
 
@@ -88,4 +93,5 @@ def _json(row: Any) -> dict[str, Any]:
         **{name: render.from_ms(ms) for name, ms in times.items()},
         "version": row.version,
         "tags": render.loaded(row.tags),
+        "parent": row.parent,
     }

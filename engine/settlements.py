@@ -10,8 +10,13 @@ import msgspec
 from perdure.actors.actor import Actor
 from perdure.actors.outcome import Completed, Failed, Outcome, Terminated
 from perdure.storage.catalog import Catalog
-from perdure.storage.family import ChildEnd, ChildRef, child_end
+from perdure.storage.family import ChildEnd, ChildRef, child_end, decode_ref
 from perdure.storage.records import Key
+
+
+def child_of_step(kind: str, detail: str | None) -> ChildRef | None:
+    """Return the child that a row of the view `steps` stands for, None where it is no child step."""
+    return decode_ref(detail) if kind == "child" else None
 
 
 def end_of(key: Key, incarnation: int, outcome: Outcome) -> ChildEnd | None:

@@ -98,7 +98,7 @@ class Forgetful(WorkflowEntrypoint):
 
 
 app = perdure.App(
-    [Greet, Approval, Secret, Stubborn, Declined, Unstorable, Idler, Forgetful],
+    [Greet, Approval, Errand, Secret, Stubborn, Declined, Unstorable, Idler, Forgetful],
     limits=perdure.Limits(shutdown_grace_s=1.0),
 )
 """

@@ -117,3 +117,13 @@ class Held(WorkflowEntrypoint):
 
 def hold(pipe: str) -> str:
     return Path(pipe).read_text()
+
+
+class Family(WorkflowEntrypoint):
+    """Has children, wherever they run, and returns the processes that ended them."""
+
+    async def run(self, event: WorkflowEvent[Job], step: WorkflowStep) -> list[int]:
+        job = event.payload
+        jobs = [Job(lines=job.lines, name=f"{job.name}-{n}", nap_s=job.nap_s) for n in range(job.steps)]
+        first = await step.child(Counted, Job(lines=job.lines, name=f"{job.name}-first"), name="first")
+        return [first, *await step.children("part", Counted, jobs)]
