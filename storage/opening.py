@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 import outcome
 import trio
@@ -20,6 +20,8 @@ import trio
 from perdure.storage.threads import Threads, open_threads
 
 T = TypeVar("T")
+ROUND_MAX: Final = 32
+"""Jobs of one round: who made them goes on when all of the round are done, and all at once."""
 
 
 class _Request:
@@ -71,7 +73,9 @@ class FileHost:
 
     async def _round(self, threads: Threads) -> None:
         self._work = trio.Event()
-        batch, self._waiting = self._waiting, []
+        batch, self._waiting = self._waiting[:ROUND_MAX], self._waiting[ROUND_MAX:]
+        if self._waiting:
+            self._work.set()
         self._under_way = len(batch)
         await self._carry_out(threads, batch)
         self._under_way = 0
