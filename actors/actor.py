@@ -16,7 +16,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 import trio
@@ -26,7 +26,7 @@ from perdure.actors.calling import Calls
 from perdure.actors.control import Control
 from perdure.actors.host import Host, deadline_in, remaining_ms
 from perdure.actors.mailbox import Mailbox
-from perdure.actors.offspring import Children, told_of
+from perdure.actors.offspring import Children
 from perdure.actors.outcome import (
     Broken,
     Completed,
@@ -44,6 +44,7 @@ from perdure.actors.rollback import ROLLING_BACK, InstanceRollback
 from perdure.actors.run import Run
 from perdure.actors.step import WorkflowStep
 from perdure.actors.storage_api import ActorStorage
+from perdure.actors.waits import parked_on
 from perdure.actors.workflow import ActorContext, Definition, Schedule, WorkflowEvent, accept_params
 from perdure.errors import (
     InvalidArgumentError,
@@ -58,7 +59,7 @@ from perdure.storage.journal import Journal
 from perdure.storage.lifecycle import Lifecycle
 from perdure.storage.mail import Mail
 from perdure.storage.names import check_event_type
-from perdure.storage.records import FINISHED, Deadline, Key, Status, Stored
+from perdure.storage.records import FINISHED, Deadline, Key, Status
 
 
 class Actor:
@@ -82,8 +83,9 @@ class Actor:
         self.key = Key(self.lifecycle.state.workflow, self.lifecycle.state.id)
         own = None if definition is None else definition.limits
         self._bounds = bounds_of(own, host.limits, self.key, self.lifecycle, host.clock)
+        bounds = self._bounds
         self.journal = (
-            Journal(file, host.gate) if self._bounds is None else BoundedJournal(file, host.gate, self._bounds)
+            Journal(file, host.gate) if bounds is None else BoundedJournal(file, host.gate, bounds)
         )
         self.mailbox = Mailbox(Mail(file, host.gate), self.journal, host.clock)
         self.children = Children(self.key, file, self.journal, self.lifecycle, host)
@@ -310,6 +312,7 @@ class Actor:
         self.lifecycle.set_status("running", reason=ROLLING_BACK)
         self.journal.cancel_open(at_ms=self._host.clock.wall_ms(), but="rollback")
         self.children.end_soon(self.children.left_behind())
+        self.children.end_soon(self.children.left_behind())
         sought = rollback.sought()
         if sought:
             run = self._new_run(definition)
@@ -346,11 +349,10 @@ class Actor:
 
     def _new_run(self, definition: Definition) -> Run:
         return Run(
-            key=self.key, file=self.file, journal=self.journal, mailbox=self.mailbox,
-            children=self.children, host=self._host,
-            go_on=partial(self.control.continue_as_new, definition.version),
-            accept_params=partial(accept_params, definition, codec=self._host.codec), library=definition.step_library, incarnation=self.lifecycle.state.incarnation, log=self._log,
-            bounds=self._bounds,
+            key=self.key, file=self.file, journal=self.journal, mailbox=self.mailbox, children=self.children,
+            host=self._host, go_on=partial(self.control.continue_as_new, definition.version),
+            accept_params=partial(accept_params, definition, codec=self._host.codec), bounds=self._bounds,
+            library=definition.step_library, incarnation=self.lifecycle.state.incarnation, log=self._log,
             on_divergence=self._reports.diverged, on_quiet=self._quiet, on_overdue=self._tell_what_is_overdue,
         )  # fmt: skip
 
@@ -421,21 +423,11 @@ class Actor:
 
     def waits(self) -> Parked:
         """Return what the instance waits for, as its journal has it: until when, and in words."""
-        waiting = self.journal.waiting()
-        wakes = [step.wake for step in waiting if step.wake is not None]
         rolling_back = self.rollback.under_way
-        if self.lifecycle.state.timeout is not None and not rolling_back:
-            wakes.append(self.lifecycle.state.timeout)
-        names = ", ".join(told_of(step) for step in waiting[:3] if step.kind != "race")
-        if rolling_back:
-            names = f"{ROLLING_BACK}: {names}" if names else ROLLING_BACK
-        clock = self._host.clock
-        measured = [wake for wake in wakes if wake.boot_ms is not None and wake.boot == clock.boot]
-        until_ms = min((wake.wall_ms for wake in wakes if wake not in measured), default=None)
-        if measured:
-            wake = min(measured, key=lambda wake: remaining_ms(clock, wake))
-            return Parked(wake=wake, until_ms=until_ms, reason=names)
-        return Parked(wake=None if until_ms is None else Deadline(wall_ms=until_ms), reason=names)
+        return parked_on(
+            self.journal.waiting(), None if rolling_back else self.lifecycle.state.timeout, self._host.clock,
+            does=ROLLING_BACK if rolling_back else None,
+        )  # fmt: skip
 
     def _settle(self, outcome: Outcome) -> Outcome:
         """Write into the file how this stretch of life ended."""

@@ -17,6 +17,7 @@ from typing import Any, Final, Literal, get_args
 
 import msgspec
 
+from perdure.actors.bounds import Bounds
 from perdure.actors.host import Host, deadline_in
 from perdure.actors.mailbox import Mailbox
 from perdure.actors.offspring import Children
@@ -30,6 +31,7 @@ from perdure.storage.lifecycle import Lifecycle
 from perdure.storage.names import check_step_name
 from perdure.storage.records import FINISHED, Deadline, Key, StepKind, Stored
 from perdure.storage.restarts import Target, cancel_superseded, find_target, step_names, supersede
+from perdure.storage.values import stored_bytes
 
 Ending = Literal["terminate", "shutdown", "delete"]
 KINDS: Final[tuple[str, ...]] = get_args(StepKind)
@@ -76,6 +78,7 @@ class Control:
         mailbox: Mailbox,
         children: Children,
         rollback: InstanceRollback,
+        bounds: Bounds | None,
         run: Callable[[], Run | None],
     ) -> None:
         self.ending: Ending | None = None
@@ -88,11 +91,19 @@ class Control:
         self._mailbox = mailbox
         self._children = children
         self._rollback = rollback
+        self._bounds = bounds
         self._run = run
 
     def receive(self, type_: str, payload: Stored, *, token: str | None) -> None:
-        """Put an event into the file and hand it on. Raises `InstanceFinishedError`."""
+        """Put an event into the file and hand it on.
+
+        Raises `InstanceFinishedError`, and `LimitExceededError` where it is too large.
+        """
         if not self._was_done(f"event {type_!r}", token):
+            if self._bounds is not None:
+                size = stored_bytes(payload)
+                what = f"an event of type {type_!r} takes {size:,} bytes"
+                self._bounds.check("event_bytes_max", what, size)
             self._mailbox.receive(type_, payload, token=token)
 
     def pause(self, *, who: str | None, token: str | None) -> None:

@@ -70,6 +70,8 @@ class TransactionCall(StepCall[T]):
         depth: int,
     ) -> None:
         coder = run.host.codec.coder(return_annotation(fn) if returns is None else returns)  # may refuse
+        if run.bounds is not None:
+            coder = run.bounds.coder(run.host.codec, coder)
         super().__init__(run, name, key, function, depth=depth + 1)
         self.fn = fn
         self.args = args

@@ -26,6 +26,7 @@ from typing import Any, Final, Literal, NoReturn, Protocol, cast
 
 import trio
 
+from perdure.actors.bounds import Bounds
 from perdure.actors.callee import Callee
 from perdure.actors.context import CURRENT
 from perdure.actors.functions import Library

@@ -21,11 +21,13 @@ import msgspec
 
 from perdure.actors.concurrency import Concurrency, read_concurrency
 from perdure.actors.durations import Duration
+from perdure.actors.limiting import check_limits
 from perdure.actors.methods import methods_of
 from perdure.actors.retention import Retention, retention_of
 from perdure.actors.schedules import Recurrence, read_schedules
 from perdure.actors.storage_api import ActorStorage
 from perdure.errors import InvalidArgumentError
+from perdure.limits import WorkflowLimits
 from perdure.storage.codec import Codec
 from perdure.storage.names import check_workflow_name
 from perdure.storage.records import Stored

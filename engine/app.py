@@ -17,9 +17,9 @@ from typing import Any, cast
 
 from perdure.actors.concurrency import rule_of
 from perdure.actors.durations import Duration
+from perdure.actors.limiting import check_limits
 from perdure.actors.retention import Retention, retention_of
 from perdure.actors.schedules import schedule_id
-from perdure.actors.bounds import check_limits
 from perdure.actors.workflow import Definition, define, is_workflow
 from perdure.errors import InvalidArgumentError, PerdureError, UnknownWorkflowError
 from perdure.limits import Limits

@@ -17,9 +17,9 @@ from typing import Any, Literal, Protocol, TypedDict, TypeVar
 import msgspec
 
 from perdure.actors.concurrency import lane_of
-from perdure.actors.bounds import check_event_bytes, effective_limits
 from perdure.actors.durations import Duration, seconds
 from perdure.actors.host import Clock, deadline_in
+from perdure.actors.limiting import check_event_bytes, effective_limits
 from perdure.actors.retention import Retention, retention_of, stored_retention
 from perdure.actors.step import WorkflowStep
 from perdure.actors.workflow import Definition, WorkflowEvent

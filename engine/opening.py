@@ -17,6 +17,7 @@ import trio
 
 from perdure.actors.functions import FunctionHost, open_function_host
 from perdure.actors.host import Host, Replay
+from perdure.actors.limiting import check_limits
 from perdure.engine.access import Access
 from perdure.engine.app import App
 from perdure.engine.children import ChildMaker, News
@@ -92,10 +93,10 @@ async def open_runtime(
     3.1
     """
     _check_options(durability, replay, workers, objects)
+    check_limits(limits, "open_runtime(limits=)")
     app = (app or App(env=env, limits=limits)).with_workflows(workflows)
     if env is not None:
         app.env = env
-    check_limits(limits, "open_runtime(limits=)")
     app.limits = fit(limits if limits is not None else app.limits)
     folder = StateFolder(path)
     folder.prepare()
@@ -206,14 +207,9 @@ class Opening:
                     if relay is not None:
                         parts.begin(relay.run)
                     host = Host(
-                        clock=self.clock,
-                        timers=timers,
-                        gate=gate,
-                        codec=Codec(self.app.hooks),
-                        functions=self.functions,
-                        limits=self.app.limits,
-                        replay=self.replay,
-                    )
+                        clock=self.clock, timers=timers, gate=gate, codec=Codec(self.app.hooks),
+                        functions=self.functions, limits=self.app.limits, replay=self.replay,
+                    )  # fmt: skip
                     loop = self._loop = self.make_loop(
                         folder=self.folder,
                         app=self.app,

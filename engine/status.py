@@ -94,6 +94,7 @@ def status_of(
         ended_at=_time(times.ended_at_ms),
         wake_at=_time(wake_ms),
         rollback=_rollback(times.rollback) if isinstance(times, InstanceState) else None,
+        version=times.version,
     )
 
 

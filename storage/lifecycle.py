@@ -59,7 +59,8 @@ BEGIN_ANEW: Final = """
     UPDATE _perdure_instance SET generation = generation + 1, status = 'queued', reason = NULL, output = NULL,
         output_ref = NULL, output_bytes = NULL, error = NULL, started_at = NULL, started_commit = NULL,
         ended_at = NULL, ended_commit = NULL, wake_at = NULL, paused_at = NULL, paused_boot = NULL,
-        paused_boot_id = NULL, rollback = NULL, version = NULL, timeout_at = ?, timeout_boot = ?, timeout_boot_id = ?"""
+        paused_boot_id = NULL, rollback = NULL, version = NULL, timeout_at = ?, timeout_boot = ?,
+        timeout_boot_id = ?"""
 
 
 class Lifecycle:
@@ -185,7 +186,7 @@ class Lifecycle:
         self.state = replace(
             self.state, generation=self.state.generation + 1, status="queued", reason=None, output=None,
             error=None, started_at_ms=None, ended_at_ms=None, wake_at_ms=None, paused=None, rollback=None,
-            timeout=timeout,
+            version=None, timeout=timeout,
         )  # fmt: skip
 
     def continue_as_new(self, params: Stored, version: str | None) -> None:

@@ -47,6 +47,7 @@ DOCUMENTED = {
     "TypeHook",
     "WorkflowEntrypoint",
     "WorkflowEvent",
+    "WorkflowLimits",
     "WorkflowStep",
     "asyncio_step",
     "current_step",

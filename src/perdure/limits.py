@@ -66,8 +66,30 @@ BUSY_TIMEOUT_MS: Final = 10_000
 """How long a connection waits for another's lock; only the catalog has more than one writer."""
 
 
-class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """The settable bounds of one runtime.
+class WorkflowLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """Bounds of one instance, none by default. A class attribute `limits` sets them for one workflow.
+
+    What exceeds one is refused with `LimitExceededError`; from 80 % on it is told, once.
+
+    >>> WorkflowLimits(steps_max=10_000).steps_max
+    10000
+    """
+
+    steps_max: int | None = None
+    """Steps that a run may begin: `do`, `transaction` and `child`, the parts of a `map` one by one."""
+
+    result_bytes_max: int | None = None
+    """Bytes of one result, of a step or of `run()`, as stored. Streams have no such bound."""
+
+    event_bytes_max: int | None = None
+    """Bytes of params, and of an event's payload, as stored."""
+
+    state_bytes_max: int | None = None
+    """Bytes of an instance's file beyond which it begins no step."""
+
+
+class Limits(WorkflowLimits, frozen=True, kw_only=True):
+    """The settable bounds of one runtime, and those of `WorkflowLimits` for all its workflows.
 
     >>> Limits(running_max=8).running_max
     8

@@ -82,7 +82,7 @@ def test_a_file_found_without_its_row_is_read_all_the_same(
 
 
 def test_what_is_read_after_the_first_commit_is_what_the_file_says(born: InstanceFile, gate: Gate) -> None:
-    Lifecycle(born, gate).started(2_000)
+    Lifecycle(born, gate).started(2_000, None)
 
     assert 2_000 == Lifecycle(born, gate).state.started_at_ms
 
@@ -91,7 +91,7 @@ def test_each_change_stands_in_the_state_and_in_the_file(
     born: InstanceFile, gate: Gate, reopened: Reopen
 ) -> None:
     life = Lifecycle(born, gate)
-    life.started(2_000)
+    life.started(2_000, None)
     life.run_again()
     life.set_status("paused", reason="lunch", wake_at_ms=3_000, paused=THEN)
     life.own(5)
@@ -130,8 +130,8 @@ def test_a_status_that_stands_already_is_not_written_again(born: InstanceFile, g
 
 def test_a_first_start_is_recorded_once(born: InstanceFile, gate: Gate) -> None:
     life = Lifecycle(born, gate)
-    life.started(2_000)
-    life.started(3_000)
+    life.started(2_000, None)
+    life.started(3_000, None)
 
     assert 2_000 == read_state(born).started_at_ms
 

@@ -84,7 +84,7 @@ def test_large_values_are_whole_in_every_view(tmp_path: Path, gate: Gate, value:
 
 def test_history_tells_what_happened_in_order(born: InstanceFile, gate: Gate) -> None:
     life, mail, journal = Lifecycle(born, gate), Mail(born, gate), Journal(born, gate)
-    life.started(2_000)
+    life.started(2_000, None)
     step = journal.start("do", "charge", 1, at_ms=2_000)
     born.commit()
     journal.attempt_ended(step, "failed", at_ms=3_000, error='{"message":"no","class":"Error"}')

@@ -120,7 +120,7 @@ def names(fn: Callable[..., object], *but: str) -> set[str]:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (StepOptions, names(WorkflowStep.do, "returns")),
+        (StepOptions, names(WorkflowStep.do, "returns", "concurrent")),
         (MapOptions, names(WorkflowStep.map, "returns")),
         (CreateOptions, names(Runtime.create, "params")),
         (RuntimeOptions, names(open_runtime, "asyncio_loop")),

@@ -57,6 +57,8 @@ async def declared(step: WorkflowStep) -> None:
 
     await load("x")  # E: the argument is a number
     await load(1, 2)  # E: the runtime puts the context in
+    await step.do("a", fetch, "x", was=3)  # E: it is a name, or a tuple of names
+    await step.do("a", fetch, "x", heartbeat_timeout=[])  # E: it is a duration
 
 
 async def parallel(step: WorkflowStep) -> None:

@@ -145,6 +145,12 @@ async def declared(step: WorkflowStep) -> None:
     def measure_first(_context: StepContext, number: int) -> bytes:
         return bytes(number)
 
+    @step.do("both", concurrent=True, heartbeat_timeout="5 seconds", was=("each", "all"))
+    async def both(load_last: Report, measure: bytes) -> tuple[Report, bytes]:
+        return load_last, measure
+
+    assert_type(await both(), tuple[Report, bytes])
+    assert_type(await step.patched("another way"), bool)
     assert_type(await load(1, "tides"), Report)
     assert_type(await load_last(1), Report)
     assert_type(await load_first(1), Report)
