@@ -55,6 +55,8 @@ class StepCall(Generic[T]):
     __slots__ = ("awaited", "coder", "count", "name", "record", "run", "where")
 
     kind: ClassVar[StepKind]
+    decides_anew: ClassVar[bool] = False
+    """Whether a replay for rollback handlers may record it: what comes behind it hangs on its answer."""
     coder: Coder | None
 
     def __init__(
@@ -88,7 +90,7 @@ class StepCall(Generic[T]):
         run = self.run
         try:
             if run.stopping is not None or run.sought is not None or EXPIRED.get():
-                await run.admit(recorded=self.record is not None)
+                await run.admit(recorded=self.record is not None or self.decides_anew)
             return await self.perform()
         except PerdureError as error:
             if error is not run.file.failure:

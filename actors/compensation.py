@@ -31,7 +31,6 @@ from perdure.storage.failure import restore_failure
 from perdure.storage.records import ROLLBACK_DETAIL
 
 T = TypeVar("T", covariant=True)
-R = TypeVar("R")
 CONTEXTS: Final = (
     "RollbackContext",
     "perdure.RollbackContext",
@@ -229,8 +228,13 @@ class Undo:
         self.handler = handler_of(self.fn, library)
         self.config = option.config if isinstance(option, Rollback) else resolve_config()
 
-    def register(self, call: DoCall[Any]) -> None:
-        """Give the run the handler of a call that has been made, and the step's row its mark."""
+    def register(self, call: DoCall[Any], former: tuple[str, ...] = ()) -> DoCall[Any]:
+        """Give the run the handler of a call that has been made, and the step's row its mark.
+
+        `former` are the names that the step had before.
+        """
+        if former:
+            call.adopt(former)
         run, record = call.run, call.record
         if record is not None and record.detail is None:  # the code has had it only since
             run.journal.set_detail(record, ROLLBACK_DETAIL)
@@ -244,9 +248,10 @@ class Undo:
             sensitive=call.config.sensitive in ("output", "both"),
         )
         run.register((call.kind, step.name, step.count), registered)
+        return call
 
 
-class CompensatedCall(DoCall[R]):
+class CompensatedCall(DoCall[Any]):
     """A call of `step.do` with `rollback=`: its row says so."""
 
     __slots__ = ()

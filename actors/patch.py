@@ -32,6 +32,7 @@ class PatchCall(StepCall[bool]):
     __slots__ = ()
 
     kind = "patch"
+    decides_anew = True
 
     def __init__(self, run: Run, change: str, *, depth: int) -> None:
         run.require_call(change)

@@ -192,13 +192,14 @@ class DoSteps:
             raise InvalidArgumentError("concurrent= is for the decorator form, whose steps have dependencies")
         known = run.callees.get(fn) if returns is None and type(fn) is FunctionType else None
         former = () if was is None else run.names.former(was, name, key)
-        undo = None if rollback is None else Undo(rollback, run.library)  # which may be refused
-        make = DoCall if rollback is None else CompensatedCall
-        call: DoCall[Any] = make(run, name, fn, args, known or known_of(run, fn, returns), config, key, 2)
+        known = known or known_of(run, fn, returns)
+        if rollback is not None:
+            undo = Undo(rollback, run.library)
+            undone = CompensatedCall(run, name, fn, args, known, config, key, 2)
+            return undo.register(undone, former)
+        call: DoCall[Any] = DoCall(run, name, fn, args, known, config, key, 2)
         if former:
             call.adopt(former)
-        if undo is not None:
-            undo.register(call)
         return call
 
     def _declare(
@@ -207,16 +208,16 @@ class DoSteps:
     ) -> Callable[[Callable[..., Any]], Declared[Any]]:  # fmt: skip
         run = self._run
         undo = None if rollback is None else Undo(rollback, run.library)
-        cls = DoCall if rollback is None else CompensatedCall
+        cls: type[DoCall[Any]] = DoCall if rollback is None else CompensatedCall
 
         def make(step_name: str, fn: Callable[..., Any]) -> Callable[[tuple[Any, ...]], DoCall[Any]]:
             def call(args: tuple[Any, ...]) -> DoCall[Any]:
                 former = () if was is None else run.names.former(was, step_name, key)
                 made: DoCall[Any] = cls(run, step_name, fn, args, known_of(run, fn, returns), config, key, 2)
+                if undo is not None:
+                    return undo.register(made, former)
                 if former:
                     made.adopt(former)
-                if undo is not None:
-                    undo.register(made)
                 return made
 
             return call
@@ -308,15 +309,15 @@ class DoSteps:
         run = self._run
         known = known_of(run, fn, returns)
         undo = None if rollback is None else Undo(rollback, run.library)
-        make = DoCall if rollback is None else CompensatedCall
+        make: type[DoCall[Any]] = DoCall if rollback is None else CompensatedCall
         parts: list[StepCall[Any]] = []
         with run.declaring():
             for index, item in enumerate(items):
                 former = () if was is None else run.names.former(was, name, index)
                 part: DoCall[Any] = make(run, name, fn, (item,), known, config, index, 2)
-                if former:
-                    part.adopt(former)
                 if undo is not None:
-                    undo.register(part)
+                    undo.register(part, former)
+                elif former:
+                    part.adopt(former)
                 parts.append(part)
         return GroupCall(run, name, parts, list, limit=limit, depth=2)

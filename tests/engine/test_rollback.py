@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sqlite3
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
@@ -12,6 +13,7 @@ import trio
 
 from perdure import (
     Instance,
+    InstanceDeadError,
     InstanceFailedError,
     InstanceFinishedError,
     InstanceTerminatedError,
@@ -370,3 +372,51 @@ async def test_a_restart_after_a_rollback_begins_anew(folder: Path, replay: Repl
         assert ("errored", "complete", None) == await outcome_of(instance)
 
     assert 2 * ["hotel 7", "flight 7"] == stubborn.undone
+
+
+async def test_children_that_are_waited_for_end_with_the_rollback(folder: Path, replay: Replay) -> None:
+    undone: list[str] = []
+
+    async def book() -> None:
+        return
+
+    async def undo(context: RollbackContext[None]) -> None:
+        undone.append(context.name)
+
+    class Driver(WorkflowEntrypoint):
+        async def run(self, event: WorkflowEvent[Any], step: WorkflowStep) -> None:
+            await step.do("car", book, rollback=undo)
+            await step.wait_for_event("home", type="home", timeout=None)
+
+    class Parent(WorkflowEntrypoint):
+        async def run(self, event: WorkflowEvent[Any], step: WorkflowStep) -> None:
+            await step.do("hotel", book, rollback=undo)
+            await step.child(Driver, id="driver")
+
+    async with open_test_runtime(folder, workflows=[Parent, Driver], replay=replay) as runtime:
+        parent = await runtime.create(Parent, id="a")
+        await reached(parent, "child started Driver")
+        await parent.terminate(rollback=True)
+        ended = await outcome_of(parent)
+        child = await outcome_of(await runtime.get(Driver, "driver"))
+
+    assert TERMINATED == ended
+    assert ("terminated", None, None) == child
+    assert ["hotel"] == undone
+
+
+async def test_a_dead_instance_is_rolled_back(folder: Path, replay: Replay) -> None:
+    trip = Trip()
+    async with open_test_runtime(folder, workflows=[trip.workflow], replay=replay) as runtime:
+        await reached(await runtime.create(trip.workflow, id="a"), "event started home")
+    with contextlib.closing(sqlite3.connect(folder / "catalog.sqlite")) as catalog:
+        catalog.execute("UPDATE _perdure_instances SET crashes = 99, open = 1")  # as deaths leave it
+        catalog.commit()
+    async with open_test_runtime(folder, workflows=[trip.workflow], replay=replay) as runtime:
+        instance = await runtime.get(trip.workflow, "a")
+        with pytest.raises(InstanceDeadError):
+            await instance.result()
+        await instance.terminate(rollback=True)
+
+        assert TERMINATED == await outcome_of(instance)
+    assert BOTH == trip.undone

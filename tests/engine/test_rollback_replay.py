@@ -216,6 +216,33 @@ async def test_a_step_that_the_code_has_only_now_is_not_started(folder: Path, re
     assert (COMPLETE, ["flight"], ["flight"]) == (result, story.done, story.undone)
 
 
+async def test_a_change_that_is_declared_as_a_patch_keeps_the_old_path(folder: Path, replay: Replay) -> None:
+    story = Story()
+
+    class Before(WorkflowEntrypoint):
+        name = "Trip"
+
+        async def run(self, event: WorkflowEvent[Any], step: WorkflowStep) -> None:
+            for each in ("flight", "hotel"):
+                await step.do(each, story.do, each, rollback=story.hold)
+            await step.wait_for_event("home", type="home", timeout=None)
+
+    class After(WorkflowEntrypoint):
+        name = "Trip"
+
+        async def run(self, event: WorkflowEvent[Any], step: WorkflowStep) -> None:
+            await step.do("flight", story.do, "flight", rollback=story.hold)
+            if await step.patched("insured"):
+                await step.do("insurance", story.do, "insurance", rollback=story.hold)
+            await step.do("hotel", story.do, "hotel", rollback=story.hold)
+
+    await begin_a_rollback(folder, replay, Before, story)
+    async with open_test_runtime(folder, workflows=[After], replay=replay) as runtime:
+        result = await ended(runtime, After)
+
+    assert (COMPLETE, ["flight", "hotel"], ["hotel", "flight"]) == (result, story.done, story.undone)
+
+
 async def test_a_handler_that_the_code_has_only_now_runs(folder: Path, replay: Replay) -> None:
     story = Story()
 
