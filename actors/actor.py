@@ -84,9 +84,7 @@ class Actor:
         own = None if definition is None else definition.limits
         self._bounds = bounds_of(own, host.limits, self.key, self.lifecycle, host.clock)
         bounds = self._bounds
-        self.journal = (
-            Journal(file, host.gate) if bounds is None else BoundedJournal(file, host.gate, bounds)
-        )
+        self.journal = Journal(file, host.gate) if bounds is None else BoundedJournal(file, host.gate, bounds)
         self.mailbox = Mailbox(Mail(file, host.gate), self.journal, host.clock)
         self.children = Children(self.key, file, self.journal, self.lifecycle, host)
         self.last_active_ms = host.clock.boot_ms()
@@ -121,12 +119,8 @@ class Actor:
     def status(self) -> Status:
         """The status as a person would say it now: a warm instance that is parked is waiting."""
         status = self.lifecycle.state.status
-        if (
-            status == "running"
-            and self._run is not None
-            and self._run.running == 0
-            and self._run.parked_calls
-        ):
+        run = self._run
+        if status == "running" and run is not None and run.running == 0 and run.parked_calls:
             return "waiting"
         return status
 
@@ -233,11 +227,8 @@ class Actor:
         """Why its run will not be called now, though nothing is paused or ended."""
         if self._definition is None:
             return "this process has no class for it"
-        return (
-            "it has not started yet"
-            if self.lifecycle.state.started_at_ms is None and self._is_early()
-            else None
-        )
+        early = self.lifecycle.state.started_at_ms is None and self._is_early()
+        return "it has not started yet" if early else None
 
     def _is_early(self) -> bool:
         return self.start_at_ms is not None and self._host.clock.wall_ms() < self.start_at_ms

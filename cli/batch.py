@@ -77,14 +77,19 @@ def _parsed(file: IO[str]) -> Iterator[BatchLine]:
 
 
 def _line(value: Any, number: int) -> BatchLine:
-    """Return what a line asks for: an object of `params` and perhaps `id` says both, all else is params."""
+    """Return what a line asks for: an object of `params`, with `id` or `priority`; all else is params."""
     instance_id: Any = None
     fields = cast("dict[str, Any]", value) if isinstance(value, dict) else {}
-    if "params" in fields and set(fields) <= {"id", "params"}:
+    priority: Any = 0
+    if "params" in fields and set(fields) <= {"id", "params", "priority"}:
         instance_id, value = fields.get("id"), fields["params"]
+        priority = fields.get("priority", 0)
     if instance_id is not None and not isinstance(instance_id, str):
         raise InvalidArgumentError(f"--batch: line {number}: an id is text, not {instance_id!r}")
-    return BatchLine(params=msgspec.Raw(json.dumps(value, ensure_ascii=False).encode()), id=instance_id)
+    if type(priority) is not int:
+        raise InvalidArgumentError(f"--batch: line {number}: a priority is a whole number, not {priority!r}")
+    text = json.dumps(value, ensure_ascii=False).encode()
+    return BatchLine(params=msgspec.Raw(text), id=instance_id, priority=priority)
 
 
 def _check(app: App, name: str, line: BatchLine, number: int) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 import trio
 
 from perdure.cli import options, render
@@ -64,6 +65,7 @@ async def _rows(
     async with open_remote(state) as remote:
         of = None if parent is None else parent if "/" in parent else str(remote.resolve(parent))
         rows = remote.rows(workflow=workflow, status=status, parent=of, limit=limit + 1)
+        rows = [msgspec.structs.replace(row, reason=remote.why_queued(row) or row.reason) for row in rows]
         return rows[:limit], remote.owner(), len(rows) > limit
 
 
@@ -93,5 +95,6 @@ def _json(row: Any) -> dict[str, Any]:
         **{name: render.from_ms(ms) for name, ms in times.items()},
         "version": row.version,
         "tags": render.loaded(row.tags),
+        "priority": row.priority,
         "parent": row.parent,
     }

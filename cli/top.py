@@ -209,7 +209,7 @@ def _workers(seen: list[RuntimeStatistics], late: set[int | None]) -> Renderable
 
 
 def _workflows(total: RuntimeStatistics, before: RuntimeStatistics | None) -> RenderableType:
-    columns = ("warm", "parked", "started", "finished", "failed", "terminated", "steps", "replays")
+    columns = ("queued", "warm", "parked", "started", "finished", "failed", "terminated", "steps", "replays")
     table = render.table("workflow", *columns, right=columns)
     for name, each in total.workflows.items():
         table.add_row(name, *(_number(getattr(each, column)) for column in columns))

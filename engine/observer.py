@@ -92,7 +92,8 @@ class Observer:
             lag=self._lag.statistics(),
             queues=self._queues(waiting or self._count(loop.catalog, QUEUE_COUNTED_MAX)),
             workflows=loop.tally.statistics(
-                (life.key.workflow, life.key in parked, *_work_of(life.actor)) for life in lives
+                ((life.key.workflow, life.key in parked, *_work_of(life.actor)) for life in lives),
+                self._queued_of_each(),
             ),
             gate=host.gate.statistics(),
             catalog=loop.writer.statistics(),
@@ -112,6 +113,11 @@ class Observer:
             return 0, 0
         clock = self._loop.host.clock
         return catalog.moves.count(boot_ms=clock.boot_ms(), wall_ms=clock.wall_ms(), limit=limit)
+
+    def _queued_of_each(self) -> dict[str, int]:
+        if self._loop.closing:
+            return {}
+        return self._loop.catalog.moves.count_queued(self._loop.app.definitions, QUEUE_COUNTED_MAX)
 
     def _count_long(self) -> tuple[int, int]:
         """Count long queues, in a thread and over a connection of its own."""

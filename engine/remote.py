@@ -38,7 +38,7 @@ from perdure.engine.inbox import BatchBody, BatchLine, BulkBody, CallBody, Creat
 from perdure.engine.opening import open_runtime
 from perdure.engine.reader import Reader, file_signature
 from perdure.engine.recovery import settle_logs
-from perdure.engine.schedules import ScheduleStatus, missing, statuses
+from perdure.engine.schedules import ScheduleStatus, missing, resolve, statuses
 from perdure.engine.status import InstanceStatus, status_at_rest
 from perdure.engine.visitor import Visitor
 from perdure.errors import (
@@ -125,6 +125,10 @@ class Remote:
     def schedules(self) -> list[ScheduleStatus]:
         """Return every schedule of the folder."""
         return statuses(self._catalog, self._clock.wall_ms())
+
+    def schedule_key(self, name: str) -> Key:
+        """Return the schedule that `Workflow/id`, or an id alone, names. Raises `InvalidArgumentError`."""
+        return resolve(self._catalog, name).key
 
     def planned(self, schedule: str, start: datetime, end: datetime) -> list[Key]:
         """Return what a backfill would create. Raises `InvalidArgumentError`."""

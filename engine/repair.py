@@ -232,8 +232,13 @@ class _Repair:
         if row is None:
             self._restored.append(str(key))
             self._writes.append(truth)
+        elif row.status == "queued" and row.lane is not None and state.status not in FINISHED:
+            pass  # it waits for a place, which only the catalog knows
         elif row.birth is None and _differs(row, truth, state):
-            self._correct(row, replace(truth, epoch=max(row.epoch, truth.epoch)))
+            self._correct(
+                row,
+                replace(truth, epoch=max(row.epoch, truth.epoch), lane=row.lane, priority=row.priority),
+            )
 
     def _correct(self, row: CatalogRow, truth: CatalogRow) -> None:
         what = (

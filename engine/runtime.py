@@ -104,8 +104,8 @@ class Runtime:
         there, if it has the same params, or "restart", which replaces it; `at` delays the
         start; `timeout` is of the whole run, from its creation; `event`, a pair (type, payload), is
         there before the first step runs; `retention` is how long it is kept once it has ended, where that
-        differs from what its class says; of those that wait to start, the one with the highest `priority` does
-        first, then the oldest; `token`, where given, makes creating it again harmless.
+        differs from what its class says; of those that wait to start, the highest `priority` goes first,
+        then the oldest; `token`, where given, makes creating it again harmless.
 
         Raises `InvalidParamsError`, `InvalidIdError`, `InstanceExistsError`, `UnknownWorkflowError`.
         Nothing has happened then.

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import collections
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Final, TypeVar
 
@@ -63,7 +63,8 @@ class QueueStatistics(msgspec.Struct, frozen=True, kw_only=True):
 class WorkflowStatistics(msgspec.Struct, frozen=True, kw_only=True):
     """One workflow, since the runtime was opened. `warm` ones are in memory now; `parked` ones only wait.
 
-    `steps` counts the steps recorded; `replays` how often `run()` was called again from the top.
+    `steps` counts the steps recorded; `replays` how often `run()` was called again from the top; `queued`
+    those that wait to be started, or for a place, up to 10,000 of all workflows.
     """
 
     warm: int = 0
@@ -74,6 +75,7 @@ class WorkflowStatistics(msgspec.Struct, frozen=True, kw_only=True):
     terminated: int = 0
     steps: int = 0
     replays: int = 0
+    queued: int = 0
 
 
 class RuntimeStatistics(msgspec.Struct, frozen=True, kw_only=True):
@@ -149,10 +151,7 @@ def united(workers: Sequence[RuntimeStatistics]) -> RuntimeStatistics:
             inbox=sum(each.queues.inbox for each in workers),
             catalog_writes=sum(each.queues.catalog_writes for each in workers),
         ),
-        workflows={
-            name: _added(WorkflowStatistics, [each.workflows.get(name, none) for each in workers])
-            for name in names
-        },
+        workflows={name: _united([each.workflows.get(name, none) for each in workers]) for name in names},
         gate=_added(GateStatistics, [each.gate for each in workers]),
         catalog=_added(CatalogStatistics, [each.catalog for each in workers]),
         disk=_added(DiskStatistics, [each.disk for each in workers]),
@@ -165,6 +164,12 @@ def _added(kind: type[S], records: Sequence[S]) -> S:
     return kind(**{
         name: sum(getattr(record, name) for record in records) for name in kind.__struct_fields__
     })  # fmt: skip
+
+
+def _united(workers: Sequence[WorkflowStatistics]) -> WorkflowStatistics:
+    """Return the sum, but of the queue, which all workers see alike."""
+    added = _added(WorkflowStatistics, workers)
+    return msgspec.structs.replace(added, queued=max(each.queued for each in workers))
 
 
 def _worst(lags: Sequence[LagStatistics]) -> LagStatistics:
@@ -243,7 +248,9 @@ class Tally:
         counts.steps += steps
         counts.replays += replays
 
-    def statistics(self, warm: Iterable[tuple[str, bool, int, int]]) -> dict[str, WorkflowStatistics]:
+    def statistics(
+        self, warm: Iterable[tuple[str, bool, int, int]], queued: Mapping[str, int] | None = None
+    ) -> dict[str, WorkflowStatistics]:
         """Return the figures per workflow; `warm` are (workflow, parked, steps, replays) of those."""
         counts = {name: msgspec.to_builtins(_as_record(each)) for name, each in self._counts.items()}
         for name, is_parked, steps, replays in warm:
@@ -252,6 +259,9 @@ class Tally:
             each["parked"] += is_parked
             each["steps"] += steps
             each["replays"] += replays
+        for name, count in (queued or {}).items():
+            if count:
+                counts.setdefault(name, msgspec.to_builtins(WorkflowStatistics()))["queued"] = count
         return {name: WorkflowStatistics(**counts[name]) for name in sorted(counts)}
 
 

@@ -57,7 +57,6 @@ from perdure.engine.messages import (
 )
 from perdure.engine.opening import Opening
 from perdure.engine.runtime import Runtime
-from perdure.engine.scheduler import Scheduler
 from perdure.engine.settings import Settings, load_settings, read_settings
 from perdure.engine.worker_access import WorkerAccess
 from perdure.errors import PerdureError
@@ -144,7 +143,7 @@ class WorkerOpening(Opening):
         self.local = LocalAccess(loop, self.clock, self.queries)
         return WorkerAccess(self.local, self._line)
 
-    def make_scheduler(self, access: Access, loop: GameLoop) -> Scheduler | None:
+    def make_scheduler(self, access: Access, loop: GameLoop) -> None:
         """Return none: the supervisor has the schedules."""
         del access, loop
 

@@ -32,13 +32,51 @@ CREATE TABLE _perdure_instances (
     PRIMARY KEY (workflow, id)
 ) STRICT; -- with rowids: a new row goes to the end, whatever its id, and a batch touches few pages
 
-CREATE INDEX _perdure_instances_queued ON _perdure_instances (workflow, created_at) WHERE status = 'queued' AND open = 0 AND start_at IS NULL;
+CREATE INDEX _perdure_instances_queued ON _perdure_instances (workflow, priority DESC, created_at) WHERE status = 'queued' AND open = 0 AND start_at IS NULL AND reason IS NOT 'held: its key is in use';
+CREATE INDEX _perdure_instances_lane ON _perdure_instances (workflow, status, lane, priority DESC, created_at) WHERE lane IS NOT NULL;
 CREATE INDEX _perdure_instances_start_at ON _perdure_instances (start_at, workflow) WHERE status = 'queued' AND open = 0 AND start_at IS NOT NULL;
 CREATE INDEX _perdure_instances_wake_boot ON _perdure_instances (wake_boot, workflow) WHERE wake_boot IS NOT NULL AND open = 0;
 CREATE INDEX _perdure_instances_wake_at ON _perdure_instances (wake_at, workflow) WHERE wake_at IS NOT NULL AND wake_boot IS NULL AND open = 0;
 CREATE INDEX _perdure_instances_until_at ON _perdure_instances (until_at, workflow) WHERE until_at IS NOT NULL AND open = 0;
 CREATE INDEX _perdure_instances_open ON _perdure_instances (owner) WHERE open = 1;
 CREATE INDEX _perdure_instances_expires_at ON _perdure_instances (expires_at) WHERE expires_at IS NOT NULL;
+
+CREATE TABLE _perdure_concurrency (
+    workflow TEXT PRIMARY KEY,
+    spec TEXT NOT NULL,                 -- JSON, as the workflow has it
+    starts TEXT NOT NULL DEFAULT '[]'   -- JSON: the starts of the last while, where a rate bounds them
+) STRICT;
+
+-- A newcomer stands aside behind others of its lane that are first in line.
+CREATE TRIGGER _perdure_lane_joined AFTER INSERT ON _perdure_instances
+WHEN new.lane <> '' AND new.status = 'queued' AND new.start_at IS NULL
+BEGIN
+    UPDATE _perdure_instances SET reason = 'held: its key is in use' WHERE rowid = new.rowid AND EXISTS (
+        SELECT 1 FROM _perdure_instances WHERE lane IS NOT NULL AND workflow = new.workflow
+            AND status = 'queued' AND lane = new.lane AND priority >= new.priority AND start_at IS NULL
+            AND rowid <> new.rowid LIMIT 1);
+END;
+
+-- The next of its lane is looked at when one has ended, or, where only active ones count, rests.
+CREATE TRIGGER _perdure_lane_left AFTER UPDATE OF status ON _perdure_instances
+WHEN new.lane <> '' AND (new.status IN ('complete', 'errored', 'terminated', 'dead')
+    OR (new.status IN ('waiting', 'paused') AND old.status IN ('running', 'waiting_for_pause')
+        AND (SELECT json_extract(spec, '$.active_only') FROM _perdure_concurrency WHERE workflow = new.workflow)))
+BEGIN
+    UPDATE _perdure_instances SET reason = NULL WHERE rowid = (
+        SELECT rowid FROM _perdure_instances WHERE lane IS NOT NULL AND workflow = new.workflow
+            AND status = 'queued' AND lane = new.lane AND reason = 'held: its key is in use'
+        ORDER BY priority DESC, created_at LIMIT 1);
+END;
+
+CREATE TRIGGER _perdure_lane_gone AFTER DELETE ON _perdure_instances
+WHEN old.lane <> '' AND old.status NOT IN ('complete', 'errored', 'terminated', 'dead')
+BEGIN
+    UPDATE _perdure_instances SET reason = NULL WHERE rowid = (
+        SELECT rowid FROM _perdure_instances WHERE lane IS NOT NULL AND workflow = old.workflow
+            AND status = 'queued' AND lane = old.lane AND reason = 'held: its key is in use'
+        ORDER BY priority DESC, created_at LIMIT 1);
+END;
 
 CREATE TABLE _perdure_schedules (
     workflow TEXT NOT NULL,

@@ -41,11 +41,19 @@ MIGRATIONS: Final[dict[int, str]] = {
         next_at INTEGER,
         PRIMARY KEY (workflow, id)
     ) STRICT;
+    CREATE TABLE _perdure_concurrency (
+        workflow TEXT PRIMARY KEY,
+        spec TEXT NOT NULL,
+        starts TEXT NOT NULL DEFAULT '[]'
+    ) STRICT;
+    DROP INDEX _perdure_instances_queued;
     DROP VIEW instances;
     """,
 }
-"""SQL that takes the catalog from the version that is the key to the next one, which makes its views anew."""
+"""SQL that takes the catalog from the version that is the key to the next one. Its views are made anew then,
+and so are indexes and triggers that are missing."""
 VIEWS: Final = re.compile(r"CREATE VIEW .*?;", re.DOTALL)
+INDEXES: Final = re.compile(r"CREATE (?:INDEX|TRIGGER) (\w+) .*?(?:(?<=END);|;(?=\n\n|\nCREATE))", re.DOTALL)
 
 
 def open_catalog(path: Path, *, checkpointer: bool, create: bool = True) -> sqlite3.Connection:
@@ -127,6 +135,10 @@ def _migrate(connection: sqlite3.Connection, version: int) -> None:
     if connection.execute("PRAGMA user_version").fetchone() == (version,):
         for statement in (*_statements(MIGRATIONS[version]), *VIEWS.findall(_schema())):
             connection.execute(statement)
+        known = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema")}
+        for found in INDEXES.finditer(_schema()):
+            if found.group(1) not in known:
+                connection.execute(found.group(0))
         connection.execute(f"PRAGMA user_version={version + 1}")
     connection.execute("COMMIT")
 

@@ -4,10 +4,11 @@ The part of the catalog's table that decides who is next. `Catalog` hands its co
 the only user.
 
 Invariants:
-    The queue is served in turn between workflows and, within one, oldest first; a start that was
-    delayed counts as made when its time came.
+    The queue is served in turn between workflows and, within one, by priority and then oldest first; a
+    start that was delayed counts as made when its time came.
     Sleepers wake in the order of their wake-ups; neither they nor the queue wait for all of the other.
     Looking costs what is found, not what waits: every question is answered by an index.
+    A workflow that has no place for another is not looked at (`places.py`).
 """
 
 from __future__ import annotations
@@ -19,13 +20,17 @@ from typing import Any, Final
 
 import msgspec
 
+from perdure.storage.places import HELD, Places
 from perdure.storage.records import Birth, CatalogRow, Key, Stored
 
 COLUMNS: Final = """
     workflow, id, incarnation, status, reason, birth, params, created_at, started_at, ended_at, start_at,
     wake_at, wake_boot, boot, owner, epoch, open, crashes, version, parent, tags, until_at,
     expires_at, archived, priority, lane"""
-QUEUED: Final = "FROM _perdure_instances WHERE status = 'queued' AND open = 0 AND start_at IS NULL"
+QUEUED: Final = (
+    "FROM _perdure_instances WHERE status = 'queued' AND open = 0 AND start_at IS NULL"
+    f" AND reason IS NOT '{HELD}'"
+)
 DELAYED: Final = "FROM _perdure_instances WHERE status = 'queued' AND open = 0 AND start_at IS NOT NULL"
 WAKE_BOOT: Final = "FROM _perdure_instances WHERE wake_boot IS NOT NULL AND open = 0"
 WAKE_AT: Final = "FROM _perdure_instances WHERE wake_at IS NOT NULL AND wake_boot IS NULL AND open = 0"
@@ -33,7 +38,7 @@ UNTIL_AT: Final = "FROM _perdure_instances WHERE until_at IS NOT NULL AND open =
 KNOWN: Final = "+workflow IN (SELECT value FROM json_each(?1))"
 """The plus keeps SQLite from walking the rows of the workflows instead of those that can move."""
 
-QUEUED_OF: Final = f"SELECT {COLUMNS} {QUEUED} AND workflow = ? ORDER BY created_at LIMIT ?"
+QUEUED_OF: Final = f"SELECT {COLUMNS} {QUEUED} AND workflow = ? ORDER BY priority DESC, created_at LIMIT ?"
 STARTS: Final = f"SELECT {COLUMNS} {DELAYED} AND {KNOWN} AND start_at <= ?2 ORDER BY start_at LIMIT ?3"
 DUE: Final = tuple(
     (f"SELECT {COLUMNS} {where} AND {KNOWN} AND {column} <= ?2 ORDER BY {column} LIMIT ?3", column)
@@ -44,9 +49,13 @@ NEXT: Final = f"""
         (SELECT wake_at {WAKE_AT} AND {KNOWN} ORDER BY wake_at LIMIT 1),
         (SELECT until_at {UNTIL_AT} AND {KNOWN} ORDER BY until_at LIMIT 1),
         (SELECT start_at {DELAYED} AND {KNOWN} ORDER BY start_at LIMIT 1),
-        (SELECT 0 {QUEUED} AND workflow IN (SELECT value FROM json_each(?1)) LIMIT 1)"""
+        (SELECT 0 {QUEUED} AND workflow IN (SELECT value FROM json_each(?2)) LIMIT 1)"""
 COUNT: Final = "SELECT count(*) FROM (SELECT 1 {} LIMIT ?)"
 COUNT_QUEUED: Final = COUNT.format(QUEUED)
+COUNT_QUEUED_OF: Final = COUNT.format(f"{QUEUED} AND workflow = ?")
+COUNT_IN_LANES: Final = COUNT.format(
+    "FROM _perdure_instances WHERE lane IS NOT NULL AND workflow = ? AND status = 'queued' AND lane >= ''"
+)
 COUNT_STARTS: Final = COUNT.format(f"{DELAYED} AND start_at <= ?")
 COUNT_WAKE_BOOT: Final = COUNT.format(f"{WAKE_BOOT} AND wake_boot <= ?")
 COUNT_WAKE_AT: Final = COUNT.format(f"{WAKE_AT} AND wake_at <= ?")
@@ -75,6 +84,7 @@ class Moves:
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
+        self.places = Places(connection)
         self._turn = 0
         self._served = ""
 
@@ -104,21 +114,23 @@ class Moves:
 
         The next call goes on with the workflow behind the one that this one ended with.
         """
-        names = sorted(workflows)
+        most = self._most(workflows, now_ms)
+        names = sorted(name for name in workflows if most.get(name) != 0)
         names = [name for name in names if name > self._served] + [
             name for name in names if name <= self._served
         ]
         starts: dict[str, list[CatalogRow]] = {}
-        for row in self._rows(STARTS, (_json(names), now_ms, limit)):
+        for row in self._rows(STARTS, (_json(workflows), now_ms, limit)):
             starts.setdefault(row.workflow, []).append(row)
         plain: dict[str, list[CatalogRow]] = {name: [] for name in names}
         more, each = names, 0
         while more and (left := limit - sum(map(len, plain.values()))) > 0:
             each += left // len(more) + 1  # who has more may have what the others leave
             for name in more:
-                plain[name] = self._rows(QUEUED_OF, (name, each))
+                plain[name] = self._rows(QUEUED_OF, (name, min(each, most.get(name, each))))
             more = [name for name in more if len(plain[name]) == each]
-        lines = [sorted([*plain[name], *starts.get(name, ())], key=_asked_at) for name in names]
+        names += sorted(set(starts) - set(names))  # they join the queue, though there is no place yet
+        lines = [sorted([*plain.get(name, ()), *starts.get(name, ())], key=_rank) for name in names]
         turns = itertools.chain.from_iterable(itertools.zip_longest(*lines))
         chosen = list(itertools.islice((row for row in turns if row is not None), limit))
         if chosen:
@@ -139,16 +151,45 @@ class Moves:
         latest = sorted(late.values(), key=lambda found: -found[0])
         return [row for _, row in latest[:limit]]
 
-    def next_moves(self, workflows: Iterable[str]) -> tuple[int | None, int | None]:
-        """Return when the next closed instance can move: on the boot clock, and on the wall clock."""
-        boot_ms, *wall = self._connection.execute(NEXT, (_json(workflows),)).fetchone()
-        return boot_ms, min((ms for ms in wall if ms is not None), default=None)
+    def _most(self, workflows: Iterable[str], now_ms: int) -> dict[str, int]:
+        """Return how many more of the workflows that have a rule may start now."""
+        rules = self.places.rules
+        return {name: max(0, self.places.free(name, now_ms)[0]) for name in workflows if name in rules}
+
+    def next_moves(self, workflows: Iterable[str], now_ms: int = 0) -> tuple[int | None, int | None]:
+        """Return when the next closed instance can move: on the boot clock, and on the wall clock.
+
+        `now_ms` is the wall clock's, for what a rate forbids until later.
+        """
+        known = with_place = _json(workflows)
+        later: list[int] = []
+        if rules := self.places.rules:
+            names: list[str] = []
+            for name in workflows:
+                free, again_ms = (1, None) if name not in rules else self.places.free(name, now_ms)
+                if free > 0:
+                    names.append(name)
+                elif again_ms is not None and self.places.is_waiting(name):
+                    later.append(again_ms)
+            with_place = _json(names)
+        boot_ms, *wall = self._connection.execute(NEXT, (known, with_place)).fetchone()
+        return boot_ms, min((ms for ms in (*wall, *later) if ms is not None), default=None)
 
     def count(self, *, boot_ms: int, wall_ms: int, limit: int) -> tuple[int, int]:
         """Return how many instances wait to be started, and to be woken; each at most about `limit`."""
         queued = self._count(COUNT_QUEUED, limit) + self._count(COUNT_STARTS, wall_ms, limit)
         due = self._count(COUNT_WAKE_BOOT, boot_ms, limit) + self._count(COUNT_WAKE_AT, wall_ms, limit)
         return min(queued, limit), min(due, limit)
+
+    def count_queued(self, workflows: Iterable[str], limit: int) -> dict[str, int]:
+        """Return how many instances of each workflow wait to be started; of all at most about `limit`."""
+        counts: dict[str, int] = {}
+        for name in workflows:
+            query = COUNT_IN_LANES if name in self.places.rules else COUNT_QUEUED_OF
+            (count,) = self._connection.execute(query, (name, limit)).fetchone()
+            counts[name] = count
+            limit = max(1, limit - count)
+        return counts
 
     def _count(self, query: str, *values: int) -> int:
         count: int = self._connection.execute(query, values).fetchone()[0]
@@ -164,9 +205,8 @@ class Moves:
 
         One whose id is in use is left out. Their ids differ from one another.
         """
-        before = self._connection.total_changes
-        self._connection.executemany(ADD_ALL, map(_values, newborns))
-        if self._connection.total_changes - before == len(newborns):
+        added = self._connection.executemany(ADD_ALL, map(_values, newborns)).rowcount
+        if added == len(newborns):
             return [True] * len(newborns)
         stand: list[bool] = []
         for newborn in newborns:
@@ -194,8 +234,8 @@ def _values(newborn: Newborn) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-def _asked_at(row: CatalogRow) -> int:
-    return row.created_at_ms if row.start_at_ms is None else row.start_at_ms
+def _rank(row: CatalogRow) -> tuple[int, int]:
+    return -row.priority, row.created_at_ms if row.start_at_ms is None else row.start_at_ms
 
 
 def _json(workflows: Iterable[str]) -> str:
