@@ -161,6 +161,6 @@ class FamilySteps:
 
         Raises `InvalidParamsError` at the call; the await raises `OpenStepError`.
 
-        It stands at the end of `run()`: `await step.continue_as_new(Game(number=game.number + 1))`.
+        It stands at the end of `run()`: `return await step.continue_as_new(Game(number=2))`.
         """
         return ContinueCall(self._run, self._run.accept_params(params), version, depth=2)

@@ -36,7 +36,7 @@ class Description(NamedTuple):
     commands: list[dict[str, Any]]
     steps: list[dict[str, Any]]
     attempts: list[dict[str, Any]]
-    children: list[dict[str, Any]]
+    children: list[dict[str, Any]] = []  # noqa: RUF012 - never changed
 
 
 @click.command()
@@ -73,14 +73,14 @@ async def _describe(state: Path, instance: str, steps_max: int, reveal: bool) ->
 
 async def _read(remote: Remote, key: str, file: Reader, steps_max: int, *, reveal: bool) -> Description:
     if not file.has_file:
-        return Description(key, file.path, file.status, file.owned, None, [], [], [], [], [])
+        return Description(key, file.path, file.status, file.owned, None, [], [], [], [])
     rows = [
         [row.as_dict() for row in await file.fetch(query, reveal=reveal)]
         for query in (EVENTS, COMMANDS, STEPS, ATTEMPTS)
     ]
     taken = await picture.take(file.fetch, steps_max=steps_max)
     children = family.children_of(remote, rows[2])
-    return Description(key, file.path, file.status, file.owned, taken, *rows, children=children)
+    return Description(key, file.path, file.status, file.owned, taken, *rows)._replace(children=children)
 
 
 # -- for people ----------------------------------------------------------------------------
