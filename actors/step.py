@@ -218,8 +218,10 @@ class WorkflowStep(FamilySteps, DoSteps):
         Raises `InvalidNameError`, `AmbiguousStepError`, and `EncodingError` for an annotation that
         nothing restores.
 
-        >>> async with step.writable("tokens") as out:
-        ...     await step.do("ask", ask_model, out, "When is high water?")
+        >>> async def ask(out: perdure.StreamWriter[str], question: str) -> None:
+        ...     await out.write("at noon")
+        >>> async with step.writable("answer") as out:
+        ...     await step.do("ask", ask, out, "When is high water?")
         """
         return WritableCall(self._run, name, of=of, key=key, sensitive=sensitive, depth=2)
 

@@ -130,10 +130,8 @@ class StreamCoder(Coder):
         super().__init__(codec, items, shape_of(Any), plain=False)
         self.items = codec.coder(items)
 
-    def record_result(self, value: object) -> tuple[Any, Any]:
+    def record_result(self, value: Any) -> tuple[Any, Any]:
         """Return how much there is, for the step's row, and the stream itself."""
-        if not isinstance(value, StepStream):
-            raise EncodingError("the result was to be a stream", path="$")
         return Extent(chunks=value.chunks, bytes=value.bytes), value
 
     def decode(self, stored: Stored) -> Any:
@@ -174,14 +172,13 @@ def taking(
     `library` is that of an async iterator which a plain function gave. Raises `EncodingError` for what
     yields nothing.
     """
+    taken: Any = source
     if isinstance(source, abc.AsyncIterable):
-        found: Any = source
-        return Taken(library if kind == "plain" else kind, lambda: _take_async(found, out))
+        return Taken(library if kind == "plain" else kind, lambda: _take_async(taken, out))
     if isinstance(source, abc.Iterator):
-        items: Any = source
-        return Taken("plain", lambda: _take_sync(items, out, is_cancelled))
+        return Taken("plain", lambda: _take_sync(taken, out, is_cancelled))
     raise EncodingError(
-        f"the function is annotated to return an iterator and returned {type(source).__name__}", path="$"
+        f"the function is annotated to return an iterator and returned {type(taken).__name__}", path="$"
     )
 
 

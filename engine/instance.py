@@ -200,9 +200,10 @@ class Instance(Generic[R]):
         come once they are durable, in order. The iteration raises `StreamRewoundError` where a chunk
         that it gave is superseded, and can then go on; and `StreamNotFoundError`, `InstanceNotFoundError`.
 
-        >>> async for token in instance.stream("tokens", returns=str):
-        ...     print(token, end="")
-        high water at noon
+        >>> async for token in essay.stream("tokens", returns=str):
+        ...     print(token)
+        high
+        water
         """
         cursor = StreamCursor(self.key, name, start)
         coder = self._access.codec.coder(returns)

@@ -74,7 +74,7 @@ class StreamCursor:
         self._had = max(start, 0)  # whoever begins in the middle may have been given what stands before
         self._given: frozenset[tuple[int, int]] = frozenset()  # attempts, some of whose chunks were given
         self._told = -1  # the last mark that the reader was told of
-        self._head: tuple[int, str, int] | None = None
+        self._head: tuple[int, int, int] | None = None  # seq, commit and incarnation: no other has these
         self._is_made = False
 
     async def take(self, fetch: Fetch, *, has_ended: bool) -> list[StreamChunk | Rewound]:
@@ -106,8 +106,7 @@ class StreamCursor:
         """Return the row of the step that is the stream, or None where there is none yet."""
         rows: Sequence[Any] = ()
         if self._head is not None:
-            seq, kind, incarnation = self._head
-            rows = await fetch(HEAD_AT, seq, self.name, kind, incarnation)
+            rows = await fetch(HEAD_AT, *self._head, self.name)
         if not rows:
             rows = await fetch(HEAD, self.name)
         if not rows:
@@ -117,7 +116,7 @@ class StreamCursor:
 
     def _moved(self, row: Any) -> list[StreamChunk | Rewound]:
         """Begin anew where another stream stands under the name: the instance was restarted."""
-        before, self._head = self._head, (row["seq"], row["kind"], row["incarnation"])
+        before, self._head = self._head, (row["seq"], row["started_commit"], row["incarnation"])
         if before is None or before == self._head:
             return []
         had = bool(self._given) or self._had > 0

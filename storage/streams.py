@@ -66,12 +66,14 @@ OF_SUPERSEDED: Final = f"""
 
 # What readers outside the actor ask, of rows with names.
 HEAD: Final = """
-    SELECT seq, kind, s.status, sensitive, detail, incarnation FROM _perdure_steps AS s, _perdure_instance
+    SELECT seq, kind, s.status, sensitive, detail, incarnation, s.started_commit
+    FROM _perdure_steps AS s, _perdure_instance
     WHERE name = ? AND kind IN ('stream', 'do') AND count = 1 AND superseded IS NULL
     ORDER BY kind = 'stream' DESC LIMIT 1"""
 HEAD_AT: Final = """
-    SELECT seq, kind, s.status, sensitive, detail, incarnation FROM _perdure_steps AS s, _perdure_instance
-    WHERE seq = ? AND name = ? AND kind = ? AND superseded IS NULL AND incarnation = ?"""
+    SELECT seq, kind, s.status, sensitive, detail, incarnation, s.started_commit
+    FROM _perdure_steps AS s, _perdure_instance
+    WHERE seq = ? AND s.started_commit = ? AND incarnation = ? AND name = ? AND superseded IS NULL"""
 NAMES: Final = """
     SELECT name FROM _perdure_steps
     WHERE superseded IS NULL AND (kind = 'stream' OR detail LIKE '%"stream":{%') ORDER BY seq LIMIT 20"""

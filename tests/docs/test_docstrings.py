@@ -111,12 +111,19 @@ class Order(WorkflowEntrypoint):
         self.ctx.send_event("approved", {"by": by})
 
 
+class Essay(WorkflowEntrypoint):
+    async def run(self, event: WorkflowEvent[None], step: WorkflowStep) -> None:
+        async with step.writable("tokens") as out:
+            await out.write("high")
+            await out.write("water")
+
+
 @pytest.mark.parametrize("test", [test for test in ASYNC if not is_of_steps(test)], ids=name_of)
 async def test_the_awaiting_example_in_a_docstring_does_what_it_says(
     test: doctest.DocTest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    async with open_test_runtime(tmp_path / "tests-own-state", workflows=[Tides, Order]) as runtime:
+    async with open_test_runtime(tmp_path / "tests-own-state", workflows=[Tides, Order, Essay]) as runtime:
         instance = await runtime.create(Tides, params="Brest", id="brest")
         await instance.result()
         names: dict[str, Any] = {
@@ -124,6 +131,8 @@ async def test_the_awaiting_example_in_a_docstring_does_what_it_says(
         }  # fmt: skip
         if any("order." in example.source for example in test.examples):
             names |= {"order": await runtime.create(Order, params="1 Kay Street"), "Order": Order}
+        if any("essay." in example.source for example in test.examples):
+            names["essay"] = await runtime.create(Essay)
         await run_async(test, {**test.globs, **names})
 
 

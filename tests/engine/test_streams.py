@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any, cast
 
@@ -73,7 +73,7 @@ class Talking(WorkflowEntrypoint[Talk]):
 @contextlib.asynccontextmanager
 async def talking(
     folder: Path, replay: Replay, *, fails: int = 0
-) -> AsyncIterator[tuple[Talk, Instance[int]]]:
+) -> AsyncGenerator[tuple[Talk, Instance[int]]]:
     talk = Talk()
     talk.fails = fails
     async with open_test_runtime(folder / "state", workflows=[Talking], env=talk, replay=replay) as runtime:
