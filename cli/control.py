@@ -25,6 +25,7 @@ DONE: Final[dict[tuple[str, str | None], str]] = {
     ("resume", None): "resumed {}",
     ("terminate", "terminated"): "terminated {}",
     ("terminate", None): "rolling back {}: it ends as terminated after that",
+    ("restart", None): "restarted {}",
     ("send-event", None): "sent to {}",
 }
 

@@ -6,6 +6,7 @@ catalog. All that is wrong is refused before the first instance gets the command
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -77,12 +78,11 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
 def wanted(function: Function) -> Function:
     """Add the arguments by which instances are meant; the command gets them as one `Wanted`."""
 
+    @functools.wraps(function)  # with the options that the command has besides
     def command(**given: Any) -> Any:
         fields = {name: given.pop(name) for name in Wanted.__struct_fields__}
         return function(Wanted(**fields), **given)
 
-    command.__doc__ = function.__doc__
-    command.__name__ = function.__name__
     decorators = (
         click.argument("names", nargs=-1, metavar="[INSTANCE]..."),
         click.option("--all", "everything", is_flag=True, help="All instances that the command can change."),

@@ -27,7 +27,8 @@ WORKERS_OLD: Final = "DELETE FROM _perdure_workers WHERE worker <= ?"
 
 POST: Final = """
     INSERT INTO _perdure_inbox (token, workflow, id, command, body, actor, sent_at) VALUES (?, ?, ?, ?, ?,
-        ?, ?)"""
+        ?, ?)
+    ON CONFLICT (token) DO NOTHING"""
 PENDING: Final = f"""
     SELECT seq, token, workflow, id, command, body, actor FROM _perdure_inbox
     WHERE done_at IS NULL AND seq > ? AND command NOT IN {FAMILY} ORDER BY seq LIMIT ?"""
@@ -86,7 +87,7 @@ class Posts:
         self._connection = connection
 
     def post(self, message: Message, *, at_ms: int) -> None:
-        """Put a command for the owner of the folder into the inbox."""
+        """Put a command for the owner of the folder into the inbox, unless it is there or was carried out."""
         self._connection.execute(
             POST,
             (
