@@ -228,7 +228,8 @@ class Actor:
         if self._definition is None:
             return "this process has no class for it"
         early = self.lifecycle.state.started_at_ms is None and self._is_early()
-        return "it has not started yet" if early else None
+        why = "it is being rolled back" if self.rollback.under_way else None
+        return "it has not started yet" if early else why
 
     def _is_early(self) -> bool:
         return self.start_at_ms is not None and self._host.clock.wall_ms() < self.start_at_ms

@@ -31,7 +31,7 @@ from perdure.actors.host import Host
 from perdure.actors.outcome import Failed, Terminated
 from perdure.actors.retry import DEFAULT_CONFIG, StepConfig, config_json
 from perdure.actors.run import Identity, Run
-from perdure.errors import DecodingError, InstanceTerminatedError, PerdureError, RollbackMissingError
+from perdure.errors import DecodingError, InstanceTerminatedError, RollbackMissingError
 from perdure.storage.codec import Coder
 from perdure.storage.failure import describe_failure, failure_summary
 from perdure.storage.journal import Journal, Step
@@ -153,8 +153,8 @@ class InstanceRollback:
 
     @property
     def is_needed(self) -> bool:
-        """Whether a step that has started has a handler."""
-        return bool(self._journal.compensated())
+        """Whether a step that has started has a handler, or somebody has asked for it."""
+        return self.under_way or bool(self._journal.compensated())
 
     def sought(self) -> set[Identity]:
         """Return the steps that are still to be undone and whose handlers this process does not have."""
@@ -170,20 +170,16 @@ class InstanceRollback:
     # -- its course ------------------------------------------------------------------------
 
     def begin(self, ends: Literal["errored", "terminated"], cause: str) -> None:
-        """Record that the instance will end so, once its steps are undone."""
+        """Record that the instance will end so, once its steps are undone. The first reason counts."""
+        if self.under_way:
+            return
         self._lifecycle.set_rollback(RollbackState(outcome="running", error=NONE, ends=ends, cause=cause))
         self._lifecycle.set_status("running", reason=ROLLING_BACK)
         self._tell("instance rolling back", ": ".join(failure_summary(cause)))
 
     def terminate(self) -> None:
-        """Begin, where it is not under way already, because somebody asked for it."""
-        if not self.under_way:
-            error = InstanceTerminatedError(
-                f"{self._key} was terminated with a rollback",
-                workflow=self._key.workflow,
-                instance_id=self._key.id,
-            )
-            self.begin("terminated", describe_failure(error, self._host.codec))
+        """Begin because somebody asked for it."""
+        self.begin("terminated", self._terminated("with a rollback"))
 
     async def undo(self, run: Run) -> str | None:
         """Undo step after step; return None, or the error of the handler that failed, as stored."""
@@ -206,7 +202,9 @@ class InstanceRollback:
         if step.status == "completed" and undo.coder is not None:
             try:
                 output = undo.coder.decode(self._journal.output(step))
-            except PerdureError as unfit:  # the annotation has changed since
+            except Exception as unfit:
+                if unfit is run.file.failure:
+                    raise
                 text = f"the recorded result of step {step.name!r} does not fit its annotation any more"
                 withheld = DecodingError(f"{text} (sensitive, so not shown)")
                 return self._refuse(step, record, withheld if undo.sensitive else unfit)
@@ -249,12 +247,12 @@ class InstanceRollback:
     def break_off(self) -> None:
         """Record that somebody has terminated the instance under its rollback, where that is so."""
         if self.under_way:
-            error = InstanceTerminatedError(
-                f"{self._key} was terminated while it was rolled back",
-                workflow=self._key.workflow,
-                instance_id=self._key.id,
-            )
-            self._end(describe_failure(error, self._host.codec))
+            self._end(self._terminated("while it was rolled back"))
+
+    def _terminated(self, how: str) -> str:
+        names = {"workflow": self._key.workflow, "instance_id": self._key.id}
+        error = InstanceTerminatedError(f"{self._key} was terminated {how}", **names)
+        return describe_failure(error, self._host.codec)
 
     def _end(self, error: str | None) -> None:
         self.handlers = {}
