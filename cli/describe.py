@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -13,7 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from perdure import InstanceStatus
-from perdure.cli import exits, family, options, picture, render
+from perdure.cli import exits, family, options, picture, previews, render
 from perdure.engine.reader import Reader
 from perdure.engine.remote import ENDED, Remote, open_remote
 
@@ -37,6 +38,7 @@ class Description(NamedTuple):
     steps: list[dict[str, Any]]
     attempts: list[dict[str, Any]]
     children: list[dict[str, Any]] = []  # noqa: RUF012 - never changed
+    streams: list[dict[str, Any]] = []  # noqa: RUF012 - never changed
 
 
 @click.command()
@@ -51,7 +53,7 @@ def describe(*, instance: str, state: Path, as_json: bool, steps_max: int, revea
 
     The timeline has each step with its attempts, its duration, and a bar that shows when in the
     whole run it ran; errors of failed attempts stand below their step. Children are listed with the
-    step that waits for them and their status.
+    step that waits for them and their status, streams with how they begin.
 
     \b
     perdure describe ResearchAgent/tides-1
@@ -80,7 +82,10 @@ async def _read(remote: Remote, key: str, file: Reader, steps_max: int, *, revea
     ]
     taken = await picture.take(file.fetch, steps_max=steps_max)
     children = family.children_of(remote, rows[2])
-    return Description(key, file.path, file.status, file.owned, taken, *rows)._replace(children=children)
+    return Description(key, file.path, file.status, file.owned, taken, *rows)._replace(
+        children=children,
+        streams=await previews.streams_of(functools.partial(file.fetch, reveal=reveal), rows[2]),
+    )
 
 
 # -- for people ----------------------------------------------------------------------------
@@ -99,7 +104,7 @@ def _show(console: Console, found: Description, state: Path) -> None:
             console.print(Text(f"… {hidden} earlier steps: --steps shows more", style="dim"))
         for each in picture.timeline(found.picture):
             console.print(each)
-    for line in family.told(found.children):
+    for line in (*family.told(found.children), *previews.told(found.streams)):
         console.print(line)
     for event in found.events:
         console.print(
@@ -153,7 +158,11 @@ def _facts(found: Description, state: Path) -> list[tuple[str, str | Text]]:
         facts.append(("parked", f"no process runs this folder: `perdure serve FILE --state {state}` goes on"))
     if status.status in ("paused", "dead"):
         facts.append(("next", f"`perdure resume {found.key}` lets it go on"))
-    facts.append(("file", str(found.path) if found.picture is not None else "none yet: it has not started"))
+    if status.expires_at is not None:
+        facts.append(("kept", f"until {render.moment(status.expires_at)}"))
+    ended = status.ended_at is not None
+    missing = "none any more" if ended else "none yet: it has not started"
+    facts.append(("file", str(found.path) if found.picture is not None else missing))
     return facts
 
 
@@ -192,6 +201,7 @@ def _json(found: Description) -> dict[str, Any]:
         "attempts": [_decoded(attempt, "error", "heartbeat") for attempt in found.attempts],
         "undelivered_events": [_decoded(event, "payload") for event in found.events],
         "commands": found.commands,
+        "streams": found.streams,
     }
 
 

@@ -79,6 +79,18 @@ def test_the_result_of_a_step_that_yields_is_a_stream_too(telling: Any) -> None:
     assert "\0page" == telling.run("stream", "t1", "pages").out
 
 
+def test_describe_shows_how_a_stream_begins_and_of_bytes_how_many(telling: Any) -> None:
+    out = telling.run("describe", "t1").out
+    streams = {stream["name"]: stream for stream in telling.json("describe", "t1")["streams"]}
+
+    assert "stream tokens  closed, 4 chunks, " in out
+    assert ': high water {"done":true}' in out
+    assert ['high water\n{"done":true}\n', None, None] == [
+        streams[name]["preview"] for name in ("tokens", "secret", "pages")
+    ]
+    assert (1, 5) == (streams["pages"]["chunks"], streams["pages"]["bytes"])
+
+
 def test_an_unknown_stream_is_an_error_that_lists_those_there_are(telling: Any) -> None:
     done = telling.run("stream", "t1", "token", "--no-follow")
 
