@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import trio
 
 from perdure import (
     InstanceFailedError,
@@ -146,7 +147,9 @@ async def test_the_version_is_the_classes_or_stays(
     first, second = chess("1"), chess("2")
     async with open_test_runtime(tmp_path / "state", workflows=[first], replay=replay) as runtime:
         game = await runtime.create(first, params=1, id="g")
-        await game.status()
+        with trio.fail_after(30):
+            while (await game.status()).status != "waiting":  # it has begun, with the first version
+                await trio.lowlevel.checkpoint()
     async with open_test_runtime(tmp_path / "state", workflows=[second], replay=replay) as runtime:
         game = await runtime.get(second, "g")
         await game.send_event("go")
