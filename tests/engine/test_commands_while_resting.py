@@ -28,11 +28,13 @@ class Waiting(WorkflowEntrypoint):
 async def leaving(runtime: Runtime) -> tuple[Instance[str], Actor]:
     """Return an instance that has just been told to leave memory."""
     instance = await runtime.create(Waiting, id="w")
+    lives: dict[Any, Any] = vars(runtime)["_access"].loop.lives
     with trio.fail_after(30):
-        while (await instance.status()).status != "waiting":
+        while not (
+            instance.key in lives and lives[instance.key].actor and lives[instance.key].actor.is_parked
+        ):
             await trio.lowlevel.checkpoint()
-    actor: Actor = vars(runtime)["_access"].loop.lives[instance.key].actor
-    assert actor.is_parked
+    actor: Actor = lives[instance.key].actor
     actor.hibernate()
     return instance, actor
 

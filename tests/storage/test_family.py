@@ -22,7 +22,7 @@ from perdure.storage.records import Birth, Key, Message
 
 CHILD = Key("Child", "c")
 PARENT = "Parent/p/1"
-TOKEN = "t"
+NAME = "t"
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_an_end_is_posted_once_to_its_parent_and_stays_until_it_is_dropped(catal
 
 
 def test_other_commands_and_posts_do_not_see_each_other(catalog: Catalog) -> None:
-    command = Message(seq=0, token=TOKEN, workflow="W", id="a", command="pause", body=None, actor=None)
+    command = Message(seq=0, token=NAME, workflow="W", id="a", command="pause", body=None, actor=None)
     catalog.posts.post(command, at_ms=1)
     catalog.family.ended(PARENT, end(), at_ms=1)
 
