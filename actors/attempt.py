@@ -77,7 +77,7 @@ class Attempt:
     async def run(self, callee: Callee, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         """Run the function once. Raises what it raises, and `StepTimeoutError`."""
         timeout_s = self._config.timeout_s
-        silence_s = self._config.heartbeat_timeout_s
+        silence_s = None if self._config.heartbeat_timeout is None else self._config.heartbeat_timeout_s
         if silence_s is not None or self._number > 1:
             _ = self.context  # in the loop: its last heartbeat is in the file
         if callee.wants_context:

@@ -110,19 +110,17 @@ class BoundedJournal(Journal):
         self._begun = None
         super().load()
 
-    def start(self, kind: StepKind, name: str, count: int, **values: Any) -> Step:  # type: ignore[override]  # handed on as it comes
+    def start(self, kind: StepKind, name: str, count: int, **values: Any) -> Step:
         """Record that attempt 1 of a new step starts. Raises `LimitExceededError`."""
         self._admit(kind, name)
         return super().start(kind, name, count, **values)
 
-    def wait(  # type: ignore[override]  # handed on as it comes
-        self, kind: StepKind, name: str, count: int, *, wake: Deadline | None, **values: Any
-    ) -> Step:
+    def wait(self, kind: StepKind, name: str, count: int, *, wake: Deadline | None, **values: Any) -> Step:
         """Record that a new step waits. Raises `LimitExceededError`."""
         self._admit(kind, name)
         return super().wait(kind, name, count, wake=wake, **values)
 
-    def add_finished(self, kind: StepKind, name: str, count: int, **values: Any) -> Step:  # type: ignore[override]  # handed on as it comes
+    def add_finished(self, kind: StepKind, name: str, count: int, **values: Any) -> Step:
         """Record a step that starts and completes in one commit. Raises `LimitExceededError`."""
         self._admit(kind, name)
         return super().add_finished(kind, name, count, **values)

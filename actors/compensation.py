@@ -257,3 +257,12 @@ class CompensatedCall(DoCall[Any]):
     __slots__ = ()
 
     detail = ROLLBACK_DETAIL
+
+    def give(self, args: tuple[Any, ...]) -> None:
+        """Set the arguments, which the handler is told too, where they come from other steps."""
+        super().give(args)
+        step = self if self.record is None else self.record
+        identity = self.kind, step.name, step.count
+        handlers = self.run.handlers
+        if identity in handlers:
+            handlers[identity] = msgspec.structs.replace(handlers[identity], args=args)

@@ -26,8 +26,10 @@ STEPS: Final = """
     WHERE status IN ('running', 'waiting') OR seq > (SELECT coalesce(max(seq), 0) FROM steps) - ?
     ORDER BY seq"""
 FAILURES: Final = """
-    SELECT step_seq, attempt, started_at, ended_at, outcome, error FROM attempts
-    WHERE outcome NOT IN ('running', 'completed') ORDER BY step_seq, attempt"""
+    SELECT step_seq, attempt, started_at, ended_at, outcome, error, heartbeat FROM attempts
+    WHERE iif(outcome = 'running', heartbeat IS NOT NULL, outcome <> 'completed')
+    ORDER BY step_seq, attempt"""
+"""The attempts of which there is more to tell than that they run or have succeeded."""
 
 RETRIES_DEFAULT: Final = 5
 BAR_CELLS: Final = 24
@@ -134,9 +136,7 @@ def timeline(picture: Picture, *, bars: bool = True, errors: bool = True) -> lis
         line.append_text(_bar(step, span) if bars else Text(""))
         lines.append(line)
         failures = picture.failures.get(step["seq"]) if errors else None
-        lines += [
-            Text(f"   attempt {each['attempt']} {_failure(each)}", style="red") for each in failures or ()
-        ]
+        lines += [_told(each) for each in failures or ()]
     for line in lines:
         line.no_wrap, line.overflow = True, "ellipsis"
     return lines
@@ -147,10 +147,18 @@ def _wide(text: Text, width: int, *, right: bool = False) -> Text:
     return Text.assemble(room, text, "  ") if right else Text.assemble(text, room, "  ")
 
 
+def _told(row: Any) -> Text:
+    if row["outcome"] == "running":
+        return Text(f"   heartbeat: {_short(row['heartbeat'])}", style="dim")
+    return Text(f"   attempt {row['attempt']} {_failure(row)}", style="red")
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= ERROR_CHARS_MAX else text[: ERROR_CHARS_MAX - 1] + "…"
+
+
 def _failure(row: Any) -> str:
-    text = error_line(row["error"])
-    if len(text) > ERROR_CHARS_MAX:
-        text = text[: ERROR_CHARS_MAX - 1] + "…"
+    text = _short(error_line(row["error"]))
     return f"{row['outcome']}: {text}" if text else str(row["outcome"])
 
 

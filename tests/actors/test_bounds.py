@@ -179,9 +179,10 @@ async def test_params_and_events_above_their_limit_are_refused_before_anything_i
 ) -> None:
     large = "x" * 49
     async with open_test_runtime(tmp_path / "state", workflows=[Takes], replay=replay) as runtime:
-        for refused in ({"params": large}, {"params": None, "event": ("word", large)}):
+        given: list[dict[str, Any]] = [{"params": large}, {"event": ("word", large)}]
+        for refused in given:
             with pytest.raises(LimitExceededError, match="event_bytes_max allows 50"):
-                await runtime.create(Takes, id="a", **refused)  # type: ignore[arg-type]  # options of both kinds
+                await runtime.create(Takes, id="a", **refused)
         with pytest.raises(LimitExceededError):
             await runtime.create_batch(Takes, [{"id": "a"}, {"id": "b", "params": large}])
         assert [] == await runtime.list()

@@ -12,6 +12,7 @@ import trio
 from perdure import (
     AmbiguousStepError,
     InvalidArgumentError,
+    RollbackContext,
     StepContext,
     UnknownDependencyError,
     WorkflowStep,
@@ -413,3 +414,26 @@ async def test_concurrent_is_for_declarations(play: Play) -> None:
 
     assert isinstance(error, InvalidArgumentError)
     assert "decorator form" in str(error)
+
+
+async def test_the_rollback_of_a_dependent_is_told_its_arguments(play: Play) -> None:
+    undone: list[Any] = []
+
+    async def undo(context: RollbackContext[int]) -> None:
+        undone.append([context.args, context.output])
+
+    async def run(step: WorkflowStep) -> None:
+        @step.do()
+        async def base() -> int:
+            return 3
+
+        @step.do(rollback=undo)
+        async def double(base: int) -> int:
+            return base * 2
+
+        await double()
+        raise LookupError("over")
+
+    await play(run)
+
+    assert [[(3,), 6]] == undone

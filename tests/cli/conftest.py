@@ -64,6 +64,15 @@ class Secret(WorkflowEntrypoint):
         return len(await step.do("say", lambda word: "sesame!", "open sesame", returns=str, sensitive="both"))
 
 
+class Beating(WorkflowEntrypoint):
+    async def run(self, event: WorkflowEvent[None], step: WorkflowStep) -> None:
+        async def work(context: perdure.StepContext) -> None:
+            context.heartbeat({"page": 7})
+            await trio.sleep_forever()
+
+        await step.do("work", work)
+
+
 class Stubborn(WorkflowEntrypoint):
     async def run(self, event: WorkflowEvent[None], step: WorkflowStep) -> None:
         def work() -> None:
@@ -98,7 +107,7 @@ class Forgetful(WorkflowEntrypoint):
 
 
 app = perdure.App(
-    [Greet, Approval, Errand, Secret, Stubborn, Declined, Unstorable, Idler, Forgetful],
+    [Greet, Approval, Errand, Secret, Beating, Stubborn, Declined, Unstorable, Idler, Forgetful],
     limits=perdure.Limits(shutdown_grace_s=1.0),
 )
 """

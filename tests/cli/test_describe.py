@@ -117,3 +117,15 @@ def test_sensitive_values_are_shown_on_demand_alone(place: Any) -> None:
 
     assert [(0, False)] * 5 == [(done.status, "sesame" in done.out) for done in hidden]
     assert [True] * 3 == ["open sesame" in text and "sesame!" in text for text in shown]
+
+
+def test_the_heartbeat_of_a_running_attempt_is_shown(place: Any) -> None:
+    place.serve()
+    place.create("Beating", "b1")
+
+    heartbeat = None
+    while heartbeat is None:
+        heartbeat = next((each["heartbeat"] for each in place.json("describe", "b1")["attempts"]), None)
+
+    assert {"page": 7} == heartbeat
+    assert 'heartbeat: {"page":7}' in place.run("describe", "b1").out
