@@ -212,6 +212,8 @@ class Front:
         self._wake(self._changes, key)
         self._wake(self._turns, key)
         self.posted()
+        if key.workflow in self.app.rules:  # it may leave a place to another
+            self.ring()
 
     def posted(self) -> None:
         """Have whoever delivers posts between parents and children look."""

@@ -136,6 +136,8 @@ class LocalAccess:
         """Forget an instance that was deleted, and have those who wait for it look again."""
         self.loop.removed(key)
         self.posted()
+        if key.workflow in self.loop.flow.rules:
+            self.loop.place_freed()
 
     def require(self, key: Key) -> CatalogRow:
         """Return an instance's row. Raises `InstanceNotFoundError`."""
