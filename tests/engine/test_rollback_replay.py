@@ -144,7 +144,7 @@ async def test_steps_in_parallel_branches_are_all_reached(folder: Path, replay: 
 
     async with open_test_runtime(folder, workflows=[Trip], replay=replay, limits=QUICK) as runtime:
         instance = await runtime.create(Trip, id="a")
-        while (await instance.sql("SELECT count(*) FROM steps WHERE kind = 'event'"))[0][0] < 2:  # noqa: ASYNC110 - for both
+        while (await instance.sql("SELECT count(*) FROM steps WHERE kind = 'event'"))[0][0] < 2:  # noqa: ASYNC110 - until both branches wait
             await trio.sleep(0.001)
         result = await rolled_back(runtime, Trip)
 
@@ -175,7 +175,7 @@ async def test_a_group_a_race_and_a_deadline_give_their_handlers_again(folder: P
 
     async with open_test_runtime(folder, workflows=[Trip], replay=replay) as runtime:
         instance = await runtime.create(Trip, id="a")
-        while not await instance.sql("SELECT 1 FROM steps WHERE name = 'home'"):  # noqa: ASYNC110 - by its name
+        while not await instance.sql("SELECT 1 FROM steps WHERE name = 'home'"):  # noqa: ASYNC110 - until it waits for that
             await trio.sleep(0.001)
     async with open_test_runtime(folder, workflows=[Trip], replay=replay) as runtime:
         result = await rolled_back(runtime, Trip)
@@ -241,6 +241,31 @@ async def test_a_change_that_is_declared_as_a_patch_keeps_the_old_path(folder: P
         result = await ended(runtime, After)
 
     assert (COMPLETE, ["flight", "hotel"], ["hotel", "flight"]) == (result, story.done, story.undone)
+
+
+async def test_a_step_that_was_renamed_is_undone_under_its_recorded_name(
+    folder: Path, replay: Replay
+) -> None:
+    story = Story()
+
+    class Before(WorkflowEntrypoint):
+        name = "Trip"
+
+        async def run(self, event: WorkflowEvent[Any], step: WorkflowStep) -> None:
+            await step.do("flight", story.do, "flight", rollback=story.hold)
+            await step.wait_for_event("home", type="home", timeout=None)
+
+    class After(WorkflowEntrypoint):
+        name = "Trip"
+
+        async def run(self, event: WorkflowEvent[Any], step: WorkflowStep) -> None:
+            await step.do("plane", story.do, "flight", was="flight", rollback=story.hold)
+
+    await begin_a_rollback(folder, replay, Before, story)
+    async with open_test_runtime(folder, workflows=[After], replay=replay) as runtime:
+        result = await ended(runtime, After)
+
+    assert (COMPLETE, ["flight"]) == (result, story.undone)
 
 
 async def test_a_handler_that_the_code_has_only_now_runs(folder: Path, replay: Replay) -> None:

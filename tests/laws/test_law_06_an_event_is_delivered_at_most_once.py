@@ -23,6 +23,7 @@ from perdure import (
 )
 from perdure.actors.actor import Actor
 from perdure.actors.compose import RaceCall
+from perdure.actors.control import Control
 from perdure.actors.host import Replay
 from perdure.actors.mailbox import Mailbox
 from perdure.actors.waiting import EventCall
@@ -441,10 +442,11 @@ async def test_the_finished_check_fails_when_nobody_asks_whether_it_has_ended(
 ) -> None:
     async def send(instance: Instance[Any], type_: str, payload: Any = None) -> None:
         loop: GameLoop = vars(instance)["_access"].loop
-        await loop.command(instance.key, lambda actor: actor.control.receive(type_, json.dumps(payload), token=None))
+        text = json.dumps(payload)
+        await loop.command(instance.key, lambda actor: actor.control.receive(type_, text, token=None))
 
     broken(Instance, "send_event", send)
-    broken(Actor, "_was_done", lambda *_: False)
+    broken(Control, "_was_done", lambda *_: False)
 
     with pytest.raises((AssertionError, pytest.fail.Exception)):
         await check_a_finished_instance(folder, "warm")

@@ -149,7 +149,7 @@ async def test_what_user_code_does_with_a_cancellation_records_nothing(
 
 @pytest.mark.filterwarnings("ignore::perdure.PerdureWarning")  # as above
 async def test_the_check_fails_when_a_stopped_run_admits_calls(folder: Path, broken: Broken) -> None:
-    async def admit(_run: Run) -> None:
+    async def admit(_run: Run, *, recorded: bool = False) -> None:
         await trio.lowlevel.cancel_shielded_checkpoint()
 
     broken(Run, "admit", admit)
