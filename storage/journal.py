@@ -343,7 +343,7 @@ class Journal:
                 return
             self._make_way(output)
         self._gate.touch(self._file)
-        inline, reference, size = put_value(self._file, output)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # no stream any more; a look at each result would cost
+        inline, reference, size = put_value(self._file, output)  # pyright: ignore[reportArgumentType]  # no stream any more; a look at each result would cost
         step.status, step.output, step.output_ref = "completed", inline, reference
         self._once(step, FINISH, (inline, reference, size, at_ms, self._file.stamp, step.seq))
         self.progress += 1
