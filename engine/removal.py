@@ -181,13 +181,14 @@ async def finish(place: Place, rows: Sequence[CatalogRow]) -> None:
     """
     if not rows:
         return
-    paths = [path for row in rows for path in _paths(place.folder, row)]
+    paths = [path for row in rows for path in paths_of(place.folder, row)]
     await trio.to_thread.run_sync(remove_files, paths)
     at_ms = place.clock.wall_ms()
     await place.writer.write(lambda catalog: catalog.removals.drop([row.key for row in rows], at_ms=at_ms))
 
 
-def _paths(folder: StateFolder, row: CatalogRow) -> Iterator[Path]:
+def paths_of(folder: StateFolder, row: CatalogRow) -> Iterator[Path]:
+    """Yield where the files of an instance may lie: in its own place, and in the archive."""
     yield folder.instance(row.key)
     if row.archived:
         yield folder.root / row.archived

@@ -21,9 +21,12 @@ from typing import Final, Literal
 import msgspec
 from msgspec.structs import replace
 
+from perdure.engine.app import App
 from perdure.engine.clock import SystemClock
+from perdure.engine.expiry import expires_at_ms
 from perdure.engine.folder import StateFolder
 from perdure.engine.recovery import settle_logs
+from perdure.engine.removal import paths_of, remove_files
 from perdure.engine.timers import WaitingClock
 from perdure.errors import StateUnusableError
 from perdure.storage.catalog import Catalog
@@ -33,6 +36,7 @@ from perdure.storage.locks import FolderLock
 from perdure.storage.peek import bring_to_rest
 from perdure.storage.records import FINISHED, CatalogRow, InstanceState, Key, Status
 from perdure.storage.redo import segments
+from perdure.storage.removals import DELETING
 from perdure.storage.survey import (
     Look,
     catalog_fault,
@@ -50,7 +54,8 @@ AT_REST: Final = FINISHED | {"paused", "dead"}
 """Statuses that a row must have exactly as its file does: nothing moves such an instance by itself."""
 NOT_IN_FILES: Final = (
     "instances that were created and had not started",
-    "which instances were deleted",
+    "which instances were deleted, or have expired",
+    "how long instances that have ended are kept, where their class says so",
     "how far schedules had come",
     "commands on their way to instances",
 )
@@ -136,6 +141,7 @@ class _Repair:
         self._clock = clock
         self._dry_run = dry_run
         self._rows: dict[Key, CatalogRow] = {}
+        self._half_deleted: list[CatalogRow] = []
         self._writes: list[CatalogRow] = []
         self._removals: list[Key] = []
         self._seen: set[Key] = set()
@@ -151,7 +157,9 @@ class _Repair:
         queue = self._read_rows(condition)
         if not self._dry_run:
             self._settle_logs(condition)
-        paths = instance_paths(self._folder.root)
+            self._finish_deletions()
+        going = {self._folder.instance(row.key) for row in self._half_deleted}
+        paths = [path for path in instance_paths(self._folder.root) if path not in going]
         for path in paths:
             if not self._dry_run:
                 bring_to_rest(path)
@@ -174,6 +182,16 @@ class _Repair:
         with contextlib.closing(Catalog(open_catalog(self._folder.catalog, checkpointer=True))) as catalog:
             settle_logs(self._folder, self._clock.boot, catalog, Disk())
 
+    def _finish_deletions(self) -> None:
+        """Remove the files of instances that were being deleted when their process died, then their rows."""
+        if not self._half_deleted:
+            return
+        rows, at_ms = self._half_deleted, self._clock.wall_ms()
+        remove_files([path for row in rows for path in paths_of(self._folder, row)])
+        with contextlib.closing(Catalog(open_catalog(self._folder.catalog, checkpointer=True))) as catalog:
+            keys = [row.key for row in rows]
+            write_now(catalog, lambda it: it.removals.drop(keys, at_ms=at_ms), path=self._folder.catalog)
+
     # -- what the catalog says -------------------------------------------------------------
 
     def _read_rows(self, condition: Condition) -> int:
@@ -184,6 +202,9 @@ class _Repair:
                 catalog = Catalog(open_catalog(self._folder.catalog, checkpointer=True))
                 try:
                     rows = catalog.select()
+                    self._half_deleted = [
+                        row for row in catalog.removals.due(0, (), -1) if row.open == DELETING
+                    ]
                 finally:
                     catalog.close()
             case "damaged":  # of a started instance the file knows better
@@ -237,8 +258,11 @@ class _Repair:
         elif row.birth is None and _differs(row, truth, state):
             self._correct(
                 row,
-                replace(truth, epoch=max(row.epoch, truth.epoch), lane=row.lane, priority=row.priority),
-            )
+                replace(
+                    truth, epoch=max(row.epoch, truth.epoch), lane=row.lane, priority=row.priority,
+                    expires_at_ms=truth.expires_at_ms or _kept_until(row, truth),
+                ),
+            )  # fmt: skip
 
     def _correct(self, row: CatalogRow, truth: CatalogRow) -> None:
         what = (
@@ -257,11 +281,13 @@ class _Repair:
             started_at_ms=state.started_at_ms, ended_at_ms=state.ended_at_ms, start_at_ms=None,
             wake_at_ms=self._clock.wall_ms() if moves else None, wake_boot_ms=None, boot=None, owner=None,
             epoch=state.epoch, open=0, crashes=0, version=state.version, parent=state.parent, tags=state.tags,
+            expires_at_ms=expires_at_ms(state, None, App()),
         )  # fmt: skip
 
     def _drop_rows_without_files(self) -> None:
         for key, row in self._rows.items():
-            if key not in self._seen and row.birth is None:
+            has_expired = row.archived is not None
+            if key not in self._seen and row.birth is None and not has_expired:
                 self._removals.append(key)
 
     # -- writing ---------------------------------------------------------------------------
@@ -285,6 +311,11 @@ class _Repair:
             catalog.restore(row)
         for key in self._removals:
             catalog.remove(key)
+
+
+def _kept_until(row: CatalogRow, truth: CatalogRow) -> int | None:
+    """Return when the retention that its class gave an instance is over, if it has ended as the row says."""
+    return row.expires_at_ms if row.status == truth.status else None
 
 
 def _dead(row: CatalogRow, why: str) -> CatalogRow:

@@ -22,11 +22,13 @@ from perdure import (
     InvalidArgumentError,
     Retention,
     Runtime,
+    StateError,
     WorkflowEntrypoint,
     WorkflowEvent,
     WorkflowStep,
 )
 from perdure.engine import expiry
+from perdure.engine.repair import repair_state
 from perdure.storage.files import storage_error
 from perdure.testing import VirtualClock, open_test_runtime
 
@@ -289,3 +291,32 @@ async def test_what_is_no_retention_is_refused_before_anything_is_created(open_i
             await runtime.create(Plain, id="p", retention="for ever")
 
         assert [] == runtime.rows()
+
+
+async def test_repair_keeps_what_has_expired_and_finishes_what_was_being_deleted(
+    open_it: Any, clock: VirtualClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(paths: Any) -> None:
+        raise storage_error(OSError(5, "the process died here"), paths[0])
+
+    async with open_it() as runtime:
+        await finished(runtime, Plain, id="old", retention="1 day")
+        clock.advance(2 * DAY_S)
+        await told(runtime, await runtime.get(Plain, "old"))
+        await finished(runtime, Plain, id="kept", retention="1 day")
+        gone_soon = await finished(runtime, Plain, id="deleted")
+        for module in ("removal", "expiry"):
+            monkeypatch.setattr(f"perdure.engine.{module}.remove_files", die)
+        with contextlib.suppress(StateError):
+            await gone_soon.delete()
+
+    report = repair_state(tmp_path / "s", clock=clock)
+
+    assert ([], [], []) == (report.restored, report.corrected, report.dropped)
+    assert ["kept.sqlite"] == [path.name for path in (tmp_path / "s" / "Plain").iterdir()]
+    (tmp_path / "s" / "catalog.sqlite").unlink()
+    repair_state(tmp_path / "s", clock=clock)
+    async with open_it() as runtime:
+        (row,) = runtime.rows()
+        assert ("kept", "complete") == (row.id, row.status)
+        assert row.expires_at_ms is not None
