@@ -175,10 +175,26 @@ async def check_a_result(folder: Path, replay: Replay, disk: CutDisk) -> None:
         assert [("complete", '"gone"')] == disk.rows("SELECT status, output FROM instance")
 
 
+class Speaker(WorkflowEntrypoint):
+    """Writes a chunk to a stream that stays open."""
+
+    async def run(self, event: WorkflowEvent[Any], step: WorkflowStep) -> None:
+        async with step.writable("tokens") as out:
+            await out.write("high water")
+            await step.wait_for_event("go", type="go", timeout=None)
+
+
+async def check_a_chunk(folder: Path, replay: Replay, disk: CutDisk) -> None:
+    async with open_runtime(folder, workflows=[Speaker], replay=replay, disk=disk) as runtime:
+        instance = await runtime.create(Speaker, id="a")
+        assert "high water" == await anext(instance.stream("tokens"))
+        assert [(0, '"high water"')] == disk.rows("SELECT idx, chunk FROM streams")
+
+
 Check = Callable[[Path, Replay, CutDisk], Awaitable[None]]
 CHECKS = (
     check_the_start_of_a_function, check_an_acknowledged_event, check_an_acknowledged_command, check_a_status,
-    check_rows, check_a_result,
+    check_rows, check_a_result, check_a_chunk,
 )  # fmt: skip
 
 
