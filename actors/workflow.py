@@ -107,7 +107,7 @@ class WorkflowEntrypoint(Generic[Env]):
     """The base class of a workflow. Write `run`; name each unit of work with `step.do`.
 
     Class attributes: `name` (default: the class's name), `version`, `on_divergence`,
-    `step_library`, `retention`, `schedules`, `concurrency`.
+    `step_library`, `retention`, `schedules`, `concurrency`, `limits`.
 
     >>> class Greet(WorkflowEntrypoint):
     ...     async def run(self, event, step):
