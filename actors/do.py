@@ -99,9 +99,11 @@ class DoCall(StepCall[T]):
             run.require_call(name)
         self.run = run
         self.awaited = False
-        self.callee, self.coder = known
-        self.name, self.count = full, count = run.names.claim("do", name, key, known[0].identity)
-        self.record = record = run.journal.take("do", full, count)
+        self.callee = callee = known[0]
+        self.coder = known[1]
+        self.name = full = name if key is None else f"{name}[{key}]"
+        self.count = count = run.names.claim_full("do", full, name, callee.identity)
+        self.record = record = run.journal.unasked.pop(("do", full, count), None)
         frame = sys._getframe(depth)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # for law 8, as in caller()
         self.where = frame.f_code, frame.f_lasti
         if record is None:

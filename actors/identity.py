@@ -40,7 +40,7 @@ class Names:
     def __init__(self, root: trio.lowlevel.Task) -> None:
         self._root = root
         self._askers: dict[str, Asker] = {}
-        self._root_asks: dict[str, Asker] = {}  # by kind: the same for nearly every name
+        self._root_do: Asker = (root, NOWHERE, "do")  # the same for nearly every name
         self._counts: dict[tuple[str, str], int] = {}
         self._functions: dict[str, object] = {}
         self._former: dict[str, str] = {}
@@ -51,23 +51,25 @@ class Names:
         Raises `InvalidNameError` and `AmbiguousStepError`.
         """
         full = name if key is None else f"{name}[{key}]"
+        return full, self.claim_full(kind, full, name, function)
+
+    def claim_full(self, kind: str, full: str, name: str, function: object) -> int:
+        """Do what `claim` does where the name as recorded is known: half of what a replay costs is calls."""
+        askers = self._askers
         task = current_task()
-        asked = self._askers.get(full)
-        if asked is not None:
-            return full, self._claim_again(kind, name, full, function, task)
+        if full in askers:
+            return self._claim_again(kind, name, full, function, task)
         # What is printable has none of the characters that are refused, and is known at a fifth of the cost.
         if type(full) is not str or not full.isprintable() or not 0 < len(full) <= NAME_CHARS_MAX:
             check_step_name(full)
         if function is not None and self._functions.setdefault(name, function) is not function:
             self._require_same(name, function)
         # The first use is not counted: who asked for it says so, and most names are used once.
-        if task is self._root:
-            self._askers[full] = self._root_asks.get(kind) or self._root_asks.setdefault(
-                kind, (task, NOWHERE, kind)
-            )
+        if task is self._root and kind == "do":
+            askers[full] = self._root_do
         else:
-            self._askers[full] = (task, self._open_around(task), kind)
-        return full, 1
+            askers[full] = (task, self._open_around(task), kind)
+        return 1
 
     def former(self, was: str | tuple[str, ...], name: str, key: object) -> tuple[str, ...]:
         """Return the full names that a step may be recorded under besides its own.

@@ -145,7 +145,7 @@ class Run:
         self.patches: dict[str, Step] = {}
         self.bounds = bounds
         self.token = trio.lowlevel.current_trio_token()
-        self.describe = host.codec.describe_input
+        self.describe = host.codec.describe
         self.replays_always = host.replay == "always"
         self.held = False
         self.running = 0

@@ -239,6 +239,7 @@ class Codec:
         self._coders: dict[Any, Coder] = {}
         self._unhashable: dict[int, Coder] = {}
         self._describer = Describer(self.hook_for)
+        self.describe = self._describer.describe  # `describe_input` without the way to it
         self.encoder = msgspec.json.Encoder(enc_hook=self._encode_unknown)
         self.comparer = Comparer(self.hook_for)
 

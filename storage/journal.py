@@ -22,7 +22,7 @@ from perdure.limits import VALUE_BYTES_INLINE_MAX
 from perdure.storage.files import InstanceFile
 from perdure.storage.gate import Gate
 from perdure.storage.records import AttemptOutcome, Deadline, LongText, StepKind, StepStatus, Stored
-from perdure.storage.steps import ENDED, STEP_KINDS, Identity, Step, step_of
+from perdure.storage.steps import STEP_KINDS, Identity, Step, step_of
 from perdure.storage.streams import Extent, StreamTable, detail_of
 from perdure.storage.values import get_value, put_value, stored_bytes
 
@@ -109,8 +109,10 @@ class Journal:
         self._file = file
         self._gate = gate
         self._recorded: dict[Identity, Step] = {}
+        self.unasked = self._recorded  # as `take` sees it, for the one caller to whom a call of it is dear
         self._as_read = False
-        self._finished_left = 0
+        self._read = 0  # how many steps `load` has found, and how many of them are not finished
+        self._unfinished = 0
         self._seq = 0
         if file.newborn is None:
             ((self._seq, last_commit),) = file.fetch(LAST)
@@ -123,14 +125,15 @@ class Journal:
 
     def load(self) -> None:
         """Read all steps in one scan; what was taken before can be taken again."""
-        if self._as_read:
+        if self._as_read and len(self._recorded) == self._read:
             return
         self._recorded.clear()
-        self._finished_left = 0
+        self._unfinished = 0
         for row in self._file.fetch(SCAN, (0,)) if self._seq else ():
             step = step_of(row)
             self._recorded[step.kind, step.name, step.count] = step
-            self._finished_left += step.finished and step.kind != "patch"  # which code may leave out
+            self._unfinished += not step.finished or step.kind == "patch"  # which code may leave out
+        self._read = len(self._recorded)
         self._as_read = True
 
     def forget(self) -> None:
@@ -141,15 +144,11 @@ class Journal:
         """Have nothing asked for any more, until the next `load`: the calls of `run()` are over."""
         self._as_read = False
         self._recorded.clear()
-        self._finished_left = 0
+        self._unfinished = 0
 
     def take(self, kind: StepKind, name: str, count: int) -> Step | None:
         """Return the record of a step and hand it over, or None where there is none."""
-        self._as_read = False
-        step = self._recorded.pop((kind, name, count), None)
-        if step is not None and (step.status == "completed" or step.status in ENDED):
-            self._finished_left -= 1
-        return step
+        return self._recorded.pop((kind, name, count), None)
 
     def other_kind(self, name: str, count: int) -> str | None:
         """Return the kind under which this name is recorded and was not asked for yet."""
@@ -160,7 +159,9 @@ class Journal:
     @property
     def replaying(self) -> bool:
         """Whether finished steps are still to be asked for in this run."""
-        return self._finished_left > 0
+        return len(self._recorded) > self._unfinished or any(
+            step.finished and step.kind != "patch" for step in self._recorded.values()
+        )
 
     @property
     def left(self) -> list[Step]:

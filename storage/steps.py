@@ -6,7 +6,8 @@ Invariants:
 
 from __future__ import annotations
 
-from typing import Any, Final, get_args
+from sys import intern
+from typing import Any, Final, cast, get_args
 
 from perdure.storage.records import Deadline, StepKind, StepStatus, Stored
 
@@ -76,6 +77,8 @@ def step_of(row: Any) -> Step:
     step.fingerprint, step.output, step.output_ref, step.error, *rest = rest
     step.started_at_ms, step.attempt_at_ms, step.attempt_commit, *rest = rest
     wake_at_ms, wake_boot_ms, boot, step.config, step.detail = rest
+    step.kind = cast("StepKind", intern(step.kind))  # what is the same text is then compared at once
+    step.status = cast("StepStatus", intern(step.status))
     step.wake = None
     if wake_at_ms is not None:
         step.wake = Deadline(wall_ms=wake_at_ms, boot_ms=wake_boot_ms, boot=boot)

@@ -21,7 +21,8 @@ from perdure import (
 from perdure.actors.do import DoCall
 from perdure.actors.host import Replay
 from perdure.limits import INPUT_BYTES_INLINE_MAX
-from perdure.storage.codec import Codec, Coder
+from perdure.storage.codec import Coder
+from perdure.storage.codec_describe import Describer
 from perdure.storage.journal import Journal
 from perdure.storage.records import LongText, Stored
 from perdure.testing import open_test_runtime
@@ -168,7 +169,7 @@ async def test_arguments_are_recorded_as_the_input(folder: Path, replay: Replay)
 
 
 async def test_the_check_fails_with_a_codec_that_describes_nothing(folder: Path, broken: Broken) -> None:
-    broken(Codec, "describe_input", lambda *_args, **_options: (None, "digest"))
+    broken(Describer, "describe", lambda *_args, **_options: (None, "digest"))
 
     with pytest.raises(AssertionError):
         await check_arguments_are_recorded(folder, "warm")
