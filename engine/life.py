@@ -146,7 +146,7 @@ class Life:
         self._unused = trio.Event()
         self._touched = False
         self._shutting_down = False
-        self._unwritten = Unwritten(self, owner, expected=newborn)
+        self.unwritten = Unwritten(self, owner, expected=newborn)
         self._again = trio.Event()
         self._epoch = 0
         self._unsaved = False  # whether the log alone has what the file should have
@@ -179,7 +179,7 @@ class Life:
         finally:
             self.ending = True
             self.opened.set()
-            self._unwritten.give_up()
+            self.unwritten.give_up()
             if self.file is not None:
                 with trio.CancelScope(shield=True):
                     await self._close()
@@ -189,7 +189,7 @@ class Life:
         owner = self._owner
         epoch = self._epoch = row.epoch
         birth = decode_birth(row.birth)
-        in_memory = self._unwritten.make()
+        in_memory = self.unwritten.make()
         if in_memory is None:
             file, newborn = await owner.openings.do(lambda: self._file(birth))
         else:
@@ -220,7 +220,7 @@ class Life:
                 " it again"
             )
         if file.unwritten is not None:
-            self._unwritten.watch()
+            self.unwritten.watch()
         if self._shutting_down:
             self.actor.shut_down()
 
@@ -483,7 +483,7 @@ class Life:
         file = self.file
         if file is not None:
             await self._owner.host.gate.passed(file)
-            await self._unwritten.written_out()
+            await self.unwritten.written_out()
 
     def shut_down(self) -> None:
         """End this life because the runtime is ending."""

@@ -297,7 +297,11 @@ class GameLoop:
             self.flow.make_places(self.lives.values())
         if len(self.lives) >= self.host.limits.warm_max:
             self.room_made()  # there may be somebody to make way for
-        if life is None or life.quiet_timer_set:
+        if life is None:
+            return
+        if self.memory is not None and self.newborn_room <= 0:
+            life.unwritten.make_way()
+        if life.quiet_timer_set:
             return
         life.quiet_timer_set = True
         grace = deadline_in(self.host.clock, self.host.limits.idle_grace_s)

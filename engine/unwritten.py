@@ -98,11 +98,23 @@ class Unwritten:
             self._looks += 1
             self.watch()
             return
-        wake = actor.waits().wake if actor.is_parked else None
-        if wake is not None and remaining_ms(host.clock, wake) > host.limits.idle_grace_s * 1000:
-            actor.hibernate()  # as it would soon, and without opening what is written
-        else:
+        if not self.make_way():
             self._keeper.spawn(self._write_out)
+
+    def make_way(self) -> bool:
+        """Have the instance leave memory at once, where it only waits, and long: then nothing opens its file.
+
+        Called early where others wait for the room that it takes.
+        """
+        life, host = self._life, self._keeper.host
+        file, actor = life.file, life.actor
+        if file is None or file.unwritten is None or actor is None or not actor.is_parked:
+            return False
+        wake = actor.waits().wake
+        if wake is None or remaining_ms(host.clock, wake) <= host.limits.idle_grace_s * 1000:
+            return False
+        actor.hibernate()
+        return True
 
     async def _write_out(self) -> None:
         host = self._keeper.host
