@@ -69,13 +69,12 @@ def read_concurrency(cls: type) -> Concurrency | None:
     return given
 
 
-def _check_rate(rate: Any, where: str) -> None:
+def _check_rate(rate: tuple[Any, ...] | None, where: str) -> None:
     if rate is None:
         return
-    pair: tuple[Any, ...] = tuple(rate) if isinstance(rate, tuple) else ()  # pyright: ignore[reportUnknownArgumentType] - a caller unseen by it
-    if len(pair) != len(("count", "period")):
+    if not isinstance(rate, tuple) or len(rate) != len(("count", "period")):  # pyright: ignore[reportUnnecessaryIsInstance] - a caller unseen by it
         raise InvalidArgumentError(f'{where}: rate={rate!r} must be a pair, as in (100, "1 minute")')
-    count, period = pair
+    count, period = rate
     if type(count) is not int or not 1 <= count <= COUNT_MAX:
         raise InvalidArgumentError(f"{where}: rate: {count!r} must be a whole number from 1 to {COUNT_MAX:,}")
     if seconds(period) < RATE_MIN_S:

@@ -288,6 +288,8 @@ class Runtime:
     def schedules(self) -> builtins.list[ScheduleStatus]:
         """Return every schedule of the folder: when it occurred last, and when it does next.
 
+        >>> await runtime.list(Tides, status="queued")
+        []
         >>> runtime.schedules()
         []
         """
