@@ -32,6 +32,7 @@ from perdure import (
 )
 from perdure.actors.host import Replay
 from perdure.engine.app import load_app, load_module
+from perdure.portal import in_thread
 from perdure.storage.records import Durability
 from perdure.testing import VirtualClock, open_test_runtime
 
@@ -282,6 +283,13 @@ async def test_a_restart_begins_the_stream_anew(tmp_path: Path, replay: Replay) 
         await instance.result()
 
         assert ["begin", "first", "second 2"] == await everything(instance.stream("tokens"))
+
+
+def test_a_stream_crosses_the_portal_to_a_thread(tmp_path: Path) -> None:
+    with in_thread(tmp_path / "state", workflows=[Retelling], env=list[int](), durability="process") as p:
+        instance = p(p.runtime.create, Retelling, id="a")
+
+        assert ["begin", "first", "second 1"] == list(p.iterate(instance.stream, "tokens", returns=str))
 
 
 # -- deaths, workers, other processes ----------------------------------------------------------
