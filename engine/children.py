@@ -46,7 +46,9 @@ AGAIN_MAX_S: Final = 60.0
 TAKEN_MAX: Final = 5_000
 """Posts in memory; what is beyond stays in the catalog."""
 ENDS_MAX: Final = 1_000
-"""Ends that one command brings: with small results, a few megabytes at most."""
+"""Ends that one command brings."""
+ENDS_CHARS_MAX: Final = 1024 * 1024
+"""What they may hold together: a command may have to cross to another process."""
 RECEIVERS_MAX: Final = 64
 """Instances that posts are delivered to at one time."""
 
@@ -244,7 +246,7 @@ class News:
         queue = self._queues[key]
         again_s = AGAIN_S
         while queue:
-            batch = queue[:ENDS_MAX]
+            batch = _fitting(queue)
             async with self._turns:
                 is_done = await self._deliver(key, batch)
             if not is_done:
@@ -262,6 +264,9 @@ class News:
     async def _deliver(self, key: Key, posts: Sequence[Message]) -> bool:
         """Deliver posts and drop them; False where they have to be tried again."""
         ends = [post for post in posts if post.command == CHILD_ENDED]
+        row = self._access.catalog.find(key)
+        if row is None or (row.status in FINISHED and not row.open):  # nobody waits any more
+            return await self._drop([post.seq for post in posts])
         try:
             for post in posts:
                 if post.command != CHILD_ENDED:
@@ -297,3 +302,15 @@ class News:
         command = Command(name="terminate", who=post.actor, token=post.token)
         with contextlib.suppress(InstanceFinishedError, InstanceNotFoundError):
             await self._access.command(key, command)
+
+
+def _fitting(queue: Sequence[Message]) -> list[Message]:
+    """Return as much of a queue as one command may bring; at least its first post."""
+    batch: list[Message] = []
+    chars = 0
+    for post in queue[:ENDS_MAX]:
+        chars += len(post.body or "")
+        if batch and chars > ENDS_CHARS_MAX:
+            break
+        batch.append(post)
+    return batch
