@@ -170,15 +170,17 @@ class LocalAccess:
     async def _status(self, key: Key) -> InstanceStatus:
         life = self.loop.lives.get(key)
         row = self.loop.require(key)
-        if life is not None and life.actor is not None and life.file is not None:
+        if life is not None and life.actor is not None and (life.file is not None or life.ending):
+            # While it is being closed its file may not be on the disk yet, nor its row settled.
             state, status = life.actor.lifecycle.state, life.actor.status
             if life.needs_place and status in ("running", "waiting"):
                 return status_of("queued", "its turn", state.error, state)
-            if status != "waiting":
+            if status != "waiting" and life.actor.file.failure is None:
                 return status_of(status, state.reason or self._kept_warm_by(life.actor), state.error, state)
-            waits = life.actor.waits()
-            reason = state.reason or waits.reason
-            return status_of(status, reason, state.error, state, wake_at_ms=waits.wake_at_ms)
+            if life.file is not None:
+                waits = life.actor.waits()
+                reason = state.reason or waits.reason
+                return status_of(status, reason, state.error, state, wake_at_ms=waits.wake_at_ms)
         while True:
             status_now = await trio.to_thread.run_sync(status_at_rest, row, self.folder.instance(key))
             before, row = row, self.loop.require(key)
