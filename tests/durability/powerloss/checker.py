@@ -150,7 +150,10 @@ async def finish(stage: Stage, order: Order, known: Known) -> list[str]:
 
 
 async def _finish(stage: Stage, order: Order, known: Known) -> list[str]:
-    instance = await stage.create(order)
+    try:
+        instance = await stage.create(order)
+    except perdure.InstanceExistsError:  # the other incarnation is there; below it is seen whether it may be
+        instance = await stage.runtime.get(Job, order.id)
     if (await instance.status()).status == "paused":
         await instance.resume()
     for n in order.waits:
