@@ -147,7 +147,9 @@ async def test_an_id_in_use_is_refused_attached_to_or_started_anew(
         assert 1 == await first.result()
         with pytest.raises(InstanceExistsError):
             await runtime.create(shared.Sum, params=[2], id="a")
-        attached = await runtime.create(shared.Sum, params=[2], id="a", if_exists="attach")
+        with pytest.raises(InstanceExistsError, match="other params"):
+            await runtime.create(shared.Sum, params=[2], id="a", if_exists="attach")
+        attached = await runtime.create(shared.Sum, params=[1], id="a", if_exists="attach")
         assert 1 == await attached.result()
         anew = await runtime.create(shared.Sum, params=[3], id="a", if_exists="restart")
 
