@@ -13,6 +13,7 @@ import trio.testing
 
 import perdure
 from perdure import WorkflowEntrypoint, WorkflowEvent, WorkflowStep, open_runtime
+from perdure.actors.host import Replay
 from perdure.storage.records import Key
 from perdure.testing import VirtualClock, open_test_runtime
 
@@ -106,6 +107,24 @@ async def test_one_that_will_sleep_for_long_leaves_memory_at_once(tmp_path: Path
 
         assert "waiting" == (await instance.status()).status
         assert [path_of(runtime, instance)] == list(path_of(runtime, instance).parent.iterdir())
+
+
+@pytest.mark.parametrize("replay", ["warm", "always"])
+async def test_one_that_will_sleep_for_long_makes_way_for_another_that_needs_its_room(
+    tmp_path: Path, replay: Replay
+) -> None:
+    limits = perdure.Limits(unwritten_s=3600, unwritten_max=1, idle_grace_s=600)
+    async with open_runtime(tmp_path, workflows=[Waits], limits=limits, replay=replay) as runtime:
+        asleep = [await runtime.create(Waits, params="1 day") for _ in range(3)]
+        last = await runtime.create(Waits)
+        await last.send_event("go")
+        with trio.fail_after(60):
+            assert "gone" == await last.result()
+            while runtime.statistics().warm:
+                await trio.testing.wait_all_tasks_blocked(0.001)
+
+        for instance in asleep:
+            assert "waiting" == (await instance.status()).status
 
 
 @pytest.mark.parametrize("seconds", [0, 0.1])
