@@ -50,11 +50,13 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True):
 def settlement_of(actor: Actor, outcome: Outcome, *, had_ended: bool) -> Settlement | None:
     """Return what is to be posted with the outcome of an instance, None where that is nothing."""
     state = actor.lifecycle.state
+    # One that completes in the life that ran it has told its children, or never had any.
+    looks = actor.children.asked or not actor.has_run or not isinstance(outcome, Completed)
+    if state.parent is None and not looks:
+        return None
     end = end_of(actor.key, state.incarnation, outcome)
     if end is None or (had_ended and not actor.has_run):
         return None
-    # One that completes in the life that ran it has told its children, or never had any.
-    looks = actor.children.asked or not actor.has_run or not isinstance(outcome, Completed)
     left = actor.children.left_behind() if looks else []
     if state.parent is None and not left:
         return None
