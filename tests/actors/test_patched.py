@@ -71,11 +71,11 @@ async def changed(
     folder: Path, replay: Replay, *codes: Callable[[WorkflowStep], Awaitable[Any]]
 ) -> tuple[Any, dict[str, str], list[str]]:
     """Start an instance on the first code and let each code after it have it, the last one to its end."""
-    for code in codes[:-1]:
+    for place, code in enumerate(codes[:-1]):
         cls = order(code)
         async with open_test_runtime(folder, workflows=[cls], replay=replay) as runtime:
             instance = await runtime.create(cls, id="a", if_exists="attach")
-            await reached(instance, "event started")
+            await reached(instance, "patch completed" if place else "event started")
     cls = order(codes[-1])
     async with open_test_runtime(folder, workflows=[cls], replay=replay) as runtime:
         instance = await runtime.create(cls, id="a", if_exists="attach")
