@@ -40,7 +40,7 @@ def test_where_the_output_is_no_terminal_top_shows_it_once(place: Any) -> None:
     assert (0, "") == (done.status, done.err)
     assert f"process {served.pid}, up " in done.out
     assert "loop lag" in done.out
-    assert re.search(r"^Greet +\d+ +\d+ +1 +1 +0 +0 +1 +0$", done.out, re.MULTILINE)
+    assert re.search(r"^Greet +0 +\d+ +\d+ +1 +1 +0 +0 +1 +0$", done.out, re.MULTILINE)
     assert re.search(r"^waiting +0 to start +0 to wake ", done.out, re.MULTILINE)
 
 

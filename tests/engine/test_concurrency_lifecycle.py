@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import pytest
 
 from perdure import Concurrency, WorkflowEntrypoint, WorkflowEvent, WorkflowStep
+from perdure.engine.repair import repair_state
 from perdure.testing import open_test_runtime
 
 REPLAYS = ("warm", "always")
@@ -98,3 +99,17 @@ async def test_runs_without_end_take_turns_or_keep_their_place(tmp_path: Path, r
     async with open_test_runtime(tmp_path, workflows=[Again], replay=replay) as runtime:
         instances = [await runtime.create(Again, params=0) for _ in range(3)]
         assert [3, 3, 3] == [await instance.result() for instance in instances]
+
+
+async def test_a_repair_forgets_neither_who_waits_nor_what_they_wait_for(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    async with open_test_runtime(state, workflows=[KeyGate], replay="warm") as runtime:
+        for number in range(3):
+            await (await runtime.create(KeyGate, id=str(number))).sql("SELECT 1")
+    repair_state(state)
+    async with open_test_runtime(state, workflows=[KeyGate], replay="warm") as runtime:
+        assert {"k"} == {row.lane for row in runtime.rows()}
+        instances = [await runtime.get(KeyGate, str(number)) for number in range(3)]
+        for number in (2, 1, 0):
+            await instances[number].send_event("go", number)
+        assert [0, 1, 2] == [await instance.result() for instance in instances]
