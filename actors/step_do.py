@@ -35,7 +35,7 @@ Ts = TypeVarTuple("Ts")
 
 
 new_call: Final = cast("Callable[[Any], DoCall[Any]]", object.__new__)
-begin_call: Final = cast("Callable[..., None]", DoCall.__init__)  # pyright: ignore[reportUnknownMemberType]  # of any T
+begin_call: Final = cast("Callable[..., None]", DoCall.__init__)  # pyright: ignore[reportUnknownMemberType]  # of any result type
 """Making a call in two steps costs half of what calling the class does, and a replay does little else."""
 
 
@@ -162,9 +162,8 @@ class DoSteps:
         `timeout` is of one attempt (10 minutes by default), and so is `heartbeat_timeout`: how long it
         may be without a `StepContext.heartbeat`. `returns` replaces the function's return annotation,
         which decides what stored bytes are decoded to. `key` is part of the step's identity:
-        `charge[order-1]`.
-        `was` is the name, or the names, that the step had before: what is recorded under them answers.
-        `sensitive` ("input", "output", "both") keeps values out of everything that is shown.
+        `charge[order-1]`; `was` has the names that the step had before: what is recorded under them
+        answers. `sensitive` ("input", "output", "both") keeps values out of everything that is shown.
         A function that crashes between its effect and the commit runs again: use
         `StepContext.idempotency_key` towards the outside. `rollback` undoes the step where the
         instance ends without success: a function that gets a `RollbackContext`, or a `Rollback`.
