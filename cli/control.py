@@ -108,9 +108,10 @@ def terminate(meant: Wanted, *, rollback: bool) -> None:
 @click.option("--count", type=int, default=1, show_default=True, help="Which use of the step's name.")
 @click.option("--kind", default="do", show_default=True, help="What kind of step it is: do, sleep, event …")
 def restart(meant: Wanted, *, from_step: str | None, count: int, kind: str) -> None:
-    """Have instances run again, whatever their status: from the beginning, or from one of their steps.
+    """Run instances again, from the beginning or from a step.
 
-    Steps under way are cancelled and waited for. What is run again stays in the history.
+    That goes whatever their status is. Steps under way are cancelled and waited for. What is run
+    again stays in the history.
 
     \b
     perdure restart ResearchAgent/tides-1
@@ -129,9 +130,10 @@ def restart(meant: Wanted, *, from_step: str | None, count: int, kind: str) -> N
 @click.command()
 @many.wanted
 def delete(meant: Wanted) -> None:
-    """Remove instances: their files, what is archived of them, and their rows. There is no way back.
+    """Remove instances, and all that is kept of them.
 
-    Those that run are stopped first. An id is free again once this returns.
+    That is their files, what is archived of them, and their rows: there is no way back. Those that
+    run are stopped first. An id is free again once this returns.
 
     \b
     perdure delete ResearchAgent/tides-1

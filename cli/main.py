@@ -55,7 +55,7 @@ COMMANDS: Final[dict[str, Entry]] = {
     "pause": Entry(
         "perdure.cli.control:pause", CONTROL, "Pause instances: steps under way finish, none starts."
     ),
-    "resume": Entry("perdure.cli.control:resume", CONTROL, "Take pauses back, or revive dead instances."),
+    "resume": Entry("perdure.cli.control:resume", CONTROL, "Take a pause back, or revive a dead instance."),
     "terminate": Entry("perdure.cli.control:terminate", CONTROL, "End instances for good."),
     "restart": Entry(
         "perdure.cli.control:restart", CONTROL, "Run instances again, from the beginning or from a step."
