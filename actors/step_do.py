@@ -199,8 +199,7 @@ class DoSteps:
         known = known or known_of(run, fn, returns)
         if rollback is not None:
             undo = Undo(rollback, run.library)
-            undone = CompensatedCall(run, name, fn, args, known, config, key, 2)
-            return undo.register(undone, former)
+            return undo.register(CompensatedCall(run, name, fn, args, known, config, key, 2), former)
         call = new_call(DoCall)
         begin_call(call, run, name, fn, args, known, config, key, 2)
         if former:

@@ -66,7 +66,9 @@ def read_table(file: Path, name: str) -> Table:
     connection = sqlite3.connect(file)
     try:
         schema = connection.execute(
-            "SELECT sql FROM sqlite_schema WHERE tbl_name = ? AND sql IS NOT NULL ORDER BY type DESC", (name,)
+            "SELECT sql FROM sqlite_schema WHERE tbl_name = ? AND sql IS NOT NULL"
+            " AND type IN ('table', 'index') ORDER BY type DESC",  # triggers are not for a bare loop
+            (name,),
         ).fetchall()
         cursor = connection.execute(f"SELECT * FROM {name} ORDER BY 1, 2")
         columns = [column[0] for column in cursor.description]
