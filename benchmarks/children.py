@@ -37,6 +37,8 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
 
     count: int = 0
     sleep_s: float = 0.0
+    created_s: float = 0.0
+    """Over which time creations are spread; 0 where they come as fast as they are taken."""
     holds_at: int | None = None
 
 
@@ -71,13 +73,19 @@ def memory_bytes() -> float:
 
 
 async def sleepers(folder: Path, task: Task, up_at_s: float) -> Report:
-    """Create instances one by one that sleep until so long after their creation; wait for all of them."""
+    """Create instances one by one that sleep until so long after their creation; wait for all of them.
+
+    With `created_s` their creation is spread over that time, else they come as fast as they are taken.
+    """
     late_s: list[float] = []
     async with perdure.open_runtime(folder, workflows=[Sleeper], env=late_s) as runtime:
         began_s = time.perf_counter()
-        instances = [
-            await runtime.create(Sleeper, params=task.sleep_s, id=f"{number}") for number in range(task.count)
-        ]
+        instances: list[perdure.Instance[bool]] = []
+        for number in range(task.count):
+            ahead_s = began_s + number * task.created_s / task.count - time.perf_counter()
+            if ahead_s > 0:
+                await trio.sleep(ahead_s)
+            instances.append(await runtime.create(Sleeper, params=task.sleep_s, id=f"{number}"))
         created_s = time.perf_counter() - began_s
         for instance in instances:
             if not await instance.result():

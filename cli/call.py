@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 import trio
@@ -34,7 +35,7 @@ def call(
     perdure call Order/17 set_address '["12 Quay Street"]'
     perdure call Order/17 set_address '{"address": "12 Quay Street", "note": "ring twice"}'
     """
-    given = options.read_json(arguments, "ARGUMENTS")
+    given: Any = options.read_json(arguments, "ARGUMENTS")
     if given is None:
         given = []
     if not isinstance(given, list | dict):

@@ -33,7 +33,14 @@ from perdure.storage.failure_values import (
     text_of,
 )
 
-__all__ = ["TRACEBACK_ATTRIBUTE", "FailureRecord", "describe_failure", "failure_summary", "restore_failure", "with_cause"]
+__all__ = [
+    "TRACEBACK_ATTRIBUTE",
+    "FailureRecord",
+    "describe_failure",
+    "failure_summary",
+    "restore_failure",
+    "with_cause",
+]
 
 ERRORS_MAX: Final = 128
 """Of one failure: causes, contexts and members of groups together. A group can hold thousands."""

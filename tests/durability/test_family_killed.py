@@ -42,7 +42,7 @@ def live(process: subprocess.Popen[str], life_s: float | None) -> str | None:
 
 @pytest.mark.parametrize("durability", ["full", "process"])
 @pytest.mark.parametrize("replay", ["warm", "always"])
-def test_no_child_is_lost_or_doubled_by_kills(  # noqa: PLR0917 - pytest names them
+def test_no_child_is_lost_or_doubled_by_kills(
     tmp_path: Path, launch: Launch, rows_of: Rows, replay: str, durability: str
 ) -> None:
     print(f"PERDURE_CHAOS_SEED={SEED} {replay} {durability}")  # noqa: T201 - to repeat a finding

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, aclosing
@@ -76,13 +77,16 @@ class Order(WorkflowEntrypoint[None]):
 
     async def slow(self, told: str) -> str:
         """Wait for whoever holds the other end."""
-        BEGUN.set()
-        await GO_ON.wait()
+        Signals.begun.set()
+        await Signals.go_on.wait()
         return told
 
 
-BEGUN = trio.Event()
-GO_ON = trio.Event()
+class Signals:
+    """What the slow method and its test tell each other; made anew for each test's loop."""
+
+    begun: trio.Event
+    go_on: trio.Event
 
 
 async def packed(order: Instance[str]) -> Instance[str]:
@@ -104,8 +108,7 @@ def replay(request: pytest.FixtureRequest) -> Replay:
 @pytest.fixture(autouse=True)
 def fresh_events() -> None:
     """Give each test events of its own loop."""
-    global BEGUN, GO_ON
-    BEGUN, GO_ON = trio.Event(), trio.Event()
+    Signals.begun, Signals.go_on = trio.Event(), trio.Event()
 
 
 async def test_a_method_sees_what_run_has_done_and_its_writes_stay(tmp_path: Path, replay: Replay) -> None:
@@ -187,10 +190,10 @@ async def test_a_pause_waits_for_a_call_under_way(tmp_path: Path) -> None:
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(call)
-            await BEGUN.wait()
+            await Signals.begun.wait()
             await order.pause()
             assert "waiting_for_pause" == (await order.status()).status
-            GO_ON.set()
+            Signals.go_on.set()
         assert ["done"] == answers
         assert "paused" == (await order.status()).status
 
@@ -199,11 +202,11 @@ async def test_a_call_goes_on_where_its_caller_has_gone(tmp_path: Path) -> None:
     async with open_test_runtime(tmp_path, workflows=[Order]) as runtime:
         order = await packed(await runtime.create(Order, params="1 Kay Street"))
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(order.call, Order.slow, "done")
-            await BEGUN.wait()
+            nursery.start_soon(functools.partial(order.call, "slow", "done"))
+            await Signals.begun.wait()
             nursery.cancel_scope.cancel()
         assert "waiting" != (await order.status()).status
-        GO_ON.set()
+        Signals.go_on.set()
         await order.call(Order.approve, "Ada")
 
 
@@ -220,7 +223,7 @@ async def test_a_runtime_that_ends_ends_its_calls_with_an_error(tmp_path: Path) 
                 refused.append(error)
 
         nursery.start_soon(call)
-        await BEGUN.wait()
+        await Signals.begun.wait()
     assert "nobody knows how far it got" in str(refused[0])
 
     async with open_runtime(tmp_path, workflows=[Order]) as runtime:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from perdure import Retries, WorkflowEntrypoint, WorkflowEvent, WorkflowStep
+from perdure import Retries, Runtime, WorkflowEntrypoint, WorkflowEvent, WorkflowStep
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -66,7 +66,8 @@ class Calling(WorkflowEntrypoint):
         return await step.do("call", self.call, event.payload)
 
     async def call(self, other: str) -> int:
-        approval = await self.ctx.runtime.get(Approval, other)
+        runtime: Runtime = self.ctx.runtime
+        approval = await runtime.get(Approval, other)
         await approval.call(Approval.tell, 1)
         return await approval.call(Approval.tell, 2)
 

@@ -33,11 +33,11 @@ class Waiting(WorkflowEntrypoint):
         return int((await step.wait_for_event("go", type="go", timeout=None)).payload)
 
 
-def claim_all(_catalog: Catalog, rows: list[Any], owner: int) -> list[Any]:
+def claim_all(_catalog: Catalog, rows: list[Any], owner: int, _claim: str = "") -> list[Any]:
     """Hand the rows out and leave them as they are, so that the other worker gets them too."""
     return [msgspec.structs.replace(row, owner=owner, epoch=row.epoch + 1, open=1) for row in rows]
 
 
 if os.environ.get("BREAK_LAW_9") == "claims-mark-no-row":
-    type.__setattr__(Catalog, "_claim_all", claim_all)
+    type.__setattr__(Catalog, "claim_all", claim_all)
 app = App([Owned, Waiting], limits=Limits(worker_silence_s=2, idle_grace_s=600, reset_delay_s=0.2))
