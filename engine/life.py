@@ -52,7 +52,7 @@ from perdure.storage.catalog import Catalog
 from perdure.storage.disk import Disk
 from perdure.storage.files import InstanceFile, create_file, open_file, remove_file, storage_error
 from perdure.storage.lifecycle import bear, is_born, read_state
-from perdure.storage.opening import FileHost
+from perdure.storage.opening import FileHost, read_ahead
 from perdure.storage.records import (
     FINISHED,
     Birth,
@@ -236,6 +236,8 @@ class Life:
             try:
                 born = is_born(file)
                 if birth is None or not born or read_state(file).incarnation == birth.incarnation:
+                    if born:
+                        read_ahead(file)
                     return file, not born
             except BaseException:
                 file.abandon()

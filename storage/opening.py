@@ -17,9 +17,13 @@ from typing import Any, Final, TypeVar, cast
 import outcome
 import trio
 
+from perdure.storage import journal, lifecycle, mail
+from perdure.storage.files import InstanceFile
 from perdure.storage.threads import Threads, open_threads
 
 T = TypeVar("T")
+STEPS_AHEAD_MAX: Final = 1_000
+"""A longer journal is read by its actor, at its own pace."""
 ROUND_MAX: Final = 32
 """Jobs of one round: who made them goes on when all of the round are done, and all at once."""
 
@@ -95,3 +99,14 @@ def _call(requests: Sequence[_Request]) -> None:
 
 def _stay(_raise_cancel: object) -> trio.lowlevel.Abort:
     return trio.lowlevel.Abort.FAILED
+
+
+def read_ahead(file: InstanceFile) -> None:
+    """Read what an actor asks of a file that it takes over, so that the loop neither waits nor prepares."""
+    file.read_ahead(lifecycle.READ)
+    ((steps, _),) = file.read_ahead(journal.LAST)
+    if 0 < steps <= STEPS_AHEAD_MAX:
+        file.read_ahead(journal.SCAN, (0,))
+    ((messages, _),) = file.read_ahead(mail.LAST)
+    if messages:
+        file.read_ahead(mail.UNDELIVERED)
