@@ -62,7 +62,8 @@ def bring_to_rest(path: Path) -> bool:
     wal = Path(f"{path}-wal")
     if wal.exists():
         with contextlib.suppress(sqlite3.Error):
-            connection = sqlite3.connect(path, isolation_level=None)
+            uri = f"{path.absolute().as_uri()}?mode=rw"  # one that was just deleted is not made anew
+            connection = sqlite3.connect(uri, uri=True, isolation_level=None)
             try:
                 connection.execute("PRAGMA synchronous=FULL")
                 connection.execute("PRAGMA wal_autocheckpoint=0")
