@@ -81,7 +81,8 @@ class Control:
         bounds: Bounds | None,
         run: Callable[[], Run | None],
     ) -> None:
-        self.ending: Ending | None = None
+        asked = mailbox.terminated and lifecycle.state.status not in FINISHED
+        self.ending: Ending | None = "terminate" if asked else None
         self.deletion_token: str | None = None
         self._key = key
         self._file = file

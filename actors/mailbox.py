@@ -55,6 +55,11 @@ class Mailbox:
         self._live: dict[int, Wait] = {}
         self.forget_waits()
 
+    @property
+    def terminated(self) -> bool:
+        """Whether somebody had terminated the instance, since its last restart, when its file was read."""
+        return self._mail.terminated
+
     def forget_waits(self) -> None:
         """Forget the calls of the last run; their waits stand in the journal, which has just been loaded."""
         self._live.clear()

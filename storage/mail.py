@@ -22,8 +22,10 @@ LAST: Final = """
     SELECT coalesce(max(seq), 0), coalesce(max(max(received_commit, coalesce(delivered_commit, 0))), 0)
     FROM _perdure_messages"""
 UNDELIVERED: Final = """
-    SELECT seq, name, payload, payload_ref, received_at, received_boot, received_boot_id
-    FROM _perdure_messages WHERE delivered_to IS NULL AND kind = 'event' ORDER BY seq"""
+    SELECT seq, name, payload, payload_ref, received_at, received_boot, received_boot_id, kind
+    FROM _perdure_messages
+    WHERE delivered_to IS NULL AND (kind = 'event' OR kind = 'command' AND name IN ('terminate', 'restart'))
+    ORDER BY seq"""
 KNOWN: Final = "SELECT 1 FROM _perdure_messages WHERE token = ?"
 ADD: Final = """
     INSERT INTO _perdure_messages (kind, name, payload, payload_ref, received_at, received_boot,
@@ -78,9 +80,14 @@ def last_command_ms(file: InstanceFile, command: str) -> int | None:
 
 
 class Mail:
-    """The events of one instance, oldest first."""
+    """The events of one instance, oldest first.
+
+    `terminated`: whether somebody had terminated it, since its last restart, when the file was read. Where
+    it has not ended since, its process died, or its file failed, in between.
+    """
 
     def __init__(self, file: InstanceFile, gate: Gate) -> None:
+        self.terminated = False
         self._file = file
         self._gate = gate
         self._undelivered: dict[int, EventRow] = {}
@@ -93,7 +100,10 @@ class Mail:
 
     def _read(self) -> None:
         file = self._file
-        for seq, type_, payload, reference, at_ms, boot_ms, boot in file.fetch(UNDELIVERED):
+        for seq, type_, payload, reference, at_ms, boot_ms, boot, kind in file.fetch(UNDELIVERED):
+            if kind == "command":  # one with a payload rolls back, which stands in the instance's own row
+                self.terminated = type_ == "terminate" and (self.terminated or payload is None)
+                continue
             received = Deadline(wall_ms=at_ms, boot_ms=boot_ms, boot=boot)
             self._undelivered[seq] = EventRow(
                 seq=seq, type=type_, payload=get_value(file, payload, reference), received=received
