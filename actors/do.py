@@ -311,6 +311,9 @@ class DoCall(StepCall[T]):
                 final = broken
             else:
                 delay_s = backoff_delay_s(retries, step.attempt, base_s, run.host.clock.random)
+                modifiers = run.host.modifiers
+                if modifiers is not None and modifiers.skips_delay(run.key, step.name):
+                    delay_s = 0.0
                 outcome: AttemptOutcome = "timeout" if isinstance(error, StepTimeoutError) else "failed"
                 text = self._describe(step, error)
                 at_ms = run.host.clock.wall_ms()

@@ -9,16 +9,16 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypedDict, Unpack
 
 from perdure.actors.child_host import ChildHost
-from perdure.actors.functions import FunctionHost
+from perdure.actors.functions import FunctionStatistics, Kind, Library
 from perdure.limits import Limits
 from perdure.storage.codec import Codec
 from perdure.storage.gate import Gate
-from perdure.storage.records import Deadline
+from perdure.storage.records import Deadline, Key, Stored
 
 Replay = Literal["warm", "always"]
 
@@ -64,6 +64,57 @@ class Timers(Protocol):
         ...
 
 
+class CallOptions(TypedDict, total=False):
+    """What `Functions.call` takes by name; see `FunctionHost.call`."""
+
+    library: Library
+    on_cancel: Callable[[], None] | None
+    still_counts: Callable[[], bool] | None
+    on_beat: Callable[[Any], None] | None
+
+
+class Functions(Protocol):
+    """Runs step functions. `FunctionHost` does, and in a test what stands in front of it."""
+
+    async def call(
+        self, kind: Kind, fn: Callable[..., Any], args: tuple[Any, ...] = (), **options: Unpack[CallOptions]
+    ) -> Any:
+        """Run `fn(*args)` and return what it returns, once it has ended."""
+        ...
+
+    def call_now(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        """Run a coroutine function that never waits, here and now."""
+        ...
+
+    def statistics(self) -> FunctionStatistics:
+        """Return what it is doing."""
+        ...
+
+
+class Modifying(Protocol):
+    """What a test changes of waits, retries and streams. `modifiers.Modifiers` is the one there is."""
+
+    def skips_sleep(self, key: Key, name: str) -> bool:
+        """Whether a sleep takes no time."""
+        ...
+
+    def skips_delay(self, key: Key, name: str) -> bool:
+        """Whether the next attempt of a step comes at once."""
+        ...
+
+    def times_out(self, key: Key, name: str) -> bool:
+        """Whether a wait for an event times out at once."""
+        ...
+
+    def events(self, key: Key, type_: str) -> list[tuple[str, Stored]]:
+        """Return the events of that type that are to come, each with a name that no other has."""
+        ...
+
+    def chunks(self) -> Iterator[Any] | None:
+        """Return what the attempt under way is to yield; None where it runs."""
+        ...
+
+
 @dataclass(kw_only=True, slots=True)
 class Host:
     """The parts that every actor of one runtime shares. Put together once, when the runtime opens."""
@@ -72,11 +123,12 @@ class Host:
     timers: Timers
     gate: Gate
     codec: Codec
-    functions: FunctionHost
+    functions: Functions
     limits: Limits
     replay: Replay
     idle: int = 0  # how many runs only wait, so that nobody has to look at each
     children: ChildHost | None = None  # what the engine does for the children of instances
+    modifiers: Modifying | None = None  # in a test alone
     runtime: Any = None  # what `ctx.runtime` shows to user code; its class lives a floor above
 
 

@@ -25,6 +25,7 @@ from perdure.actors.run import ENDING, Run
 from perdure.errors import EventTimeoutError
 from perdure.storage.failure import describe_failure
 from perdure.storage.journal import Step
+from perdure.storage.lifecycle import read_state
 from perdure.storage.records import Deadline, Stored
 
 T = TypeVar("T")
@@ -83,6 +84,9 @@ class SleepCall(StepCall[None]):
         await run.recorded()
 
     def _wake(self) -> Deadline:
+        modifiers = self.run.host.modifiers
+        if modifiers is not None and modifiers.skips_sleep(self.run.key, self.name):
+            return deadline_in(self.run.host.clock, 0)
         if self.until_ms is not None:
             return Deadline(wall_ms=self.until_ms)
         assert self.seconds is not None
@@ -167,6 +171,13 @@ class EventCall(StepCall[StepEvent[T]]):
     def _start(self) -> Step:
         run = self.run
         wake = None if self.timeout_s is None else deadline_in(run.host.clock, self.timeout_s)
+        modifiers = run.host.modifiers
+        if modifiers is not None:
+            for name, payload in modifiers.events(run.key, self.type):
+                token = f"{name}-{read_state(run.file).generation}"  # it comes again after a restart
+                run.mailbox.receive(self.type, payload, token=token)
+            if modifiers.times_out(run.key, self.name):
+                wake = Deadline(wall_ms=0)  # before whatever has come
         detail = wait_detail(self.type, where=self.where_decoded is not None, race=self.race)
         return run.journal.wait(
             "event", self.name, self.count, at_ms=run.host.clock.wall_ms(), wake=wake, detail=detail
@@ -199,9 +210,9 @@ class EventCall(StepCall[StepEvent[T]]):
         return lambda stored: bool(predicate(coder.decode(stored)))
 
     def _timed_out(self) -> EventTimeoutError:
+        when = "before its timeout was forced" if self.timeout_s is None else f"within {self.timeout_s:g} s"
         return EventTimeoutError(
-            f"no event of type {self.type!r} came within {self.timeout_s:g} s for step {self.name!r}",
-            step=self.name,
+            f"no event of type {self.type!r} came {when} for step {self.name!r}", step=self.name
         )
 
     def _fail(self, step: Step, error: BaseException) -> None:

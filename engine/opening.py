@@ -16,8 +16,9 @@ from typing import Any, Final
 import trio
 
 from perdure.actors.functions import FunctionHost, open_function_host
-from perdure.actors.host import Host, Replay
+from perdure.actors.host import Functions, Host, Replay
 from perdure.actors.limiting import check_limits
+from perdure.actors.modifiers import ModifiedFunctions, Modifiers
 from perdure.engine.access import Access
 from perdure.engine.app import App
 from perdure.engine.children import ChildMaker, News
@@ -77,6 +78,7 @@ async def open_runtime(
     clock: WaitingClock | None = None,
     disk: Disk | None = None,
     asyncio_loop: Any = None,
+    modifiers: Modifiers | None = None,
 ) -> AsyncGenerator[Runtime]:
     """Open the state folder `path` and run its instances until the block is left.
 
@@ -101,7 +103,7 @@ async def open_runtime(
     folder = StateFolder(path)
     folder.prepare()
     if workers > 1:
-        _refuse_what_is_of_this_process(clock, disk, asyncio_loop)
+        _refuse_what_is_of_this_process(clock, disk, asyncio_loop, modifiers)
         async with open_with_workers(
             folder, app, count=workers, durability=durability, replay=replay
         ) as runtime:
@@ -125,6 +127,7 @@ async def open_runtime(
                 opening = Opening(
                     folder=folder, app=app, clock=clock, disk=disk, durability=durability, replay=replay,
                     reading=reading, writing=writing, functions=functions, queries=queries,
+                    modifiers=modifiers,
                 )  # fmt: skip
                 async with opening.serve(entered) as runtime:
                     yield runtime
@@ -168,6 +171,7 @@ class Opening:
         writing: Catalog,
         functions: FunctionHost,
         queries: QueryHost,
+        modifiers: Modifiers | None = None,
     ) -> None:
         self.folder = folder
         self.app = app
@@ -177,8 +181,11 @@ class Opening:
         self.replay: Replay = replay
         self.reading = reading
         self.writing = writing
-        self.functions = functions
+        self.functions: Functions = (
+            functions if modifiers is None else ModifiedFunctions(functions, modifiers)
+        )
         self.queries = queries
+        self.modifiers = modifiers
         for catalog in (reading, writing):
             catalog.moves.places.rules = app.rules
         self.turn: Turn | None = None  # where several processes write to the catalog
@@ -209,6 +216,7 @@ class Opening:
                     host = Host(
                         clock=self.clock, timers=timers, gate=gate, codec=Codec(self.app.hooks),
                         functions=self.functions, limits=self.app.limits, replay=self.replay,
+                        modifiers=self.modifiers,
                     )  # fmt: skip
                     loop = self._loop = self.make_loop(
                         folder=self.folder,
@@ -228,7 +236,7 @@ class Opening:
                     )
                     access = self.make_access(loop)
                     observer = Observer(loop, timers, self.queries)
-                    runtime = Runtime(access, self.queries, observer.statistics)
+                    runtime = Runtime(access, self.queries, observer.statistics, modifiers=self.modifiers)
                     host.runtime = runtime
                     host.children = ChildMaker(access, gate, loop.spawn)
                     bind = getattr(self.clock, "bind", None)

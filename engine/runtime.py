@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar, Unpack, overload
 
 from perdure.actors.durations import Duration, point_in_time, seconds
+from perdure.actors.modifiers import Modifiers
 from perdure.actors.retention import Retention
 from perdure.engine import schedules
 from perdure.engine.access import Access
@@ -20,6 +21,7 @@ from perdure.engine.births import CreateOptions, IfExists, Runnable, prepare_bir
 from perdure.engine.bulk import BulkSelection, check_status, selection
 from perdure.engine.duplicates import require_same_params
 from perdure.engine.instance import Instance
+from perdure.engine.introspection import Introspection
 from perdure.engine.removal import DeletedBatch, delete_batch
 from perdure.engine.scheduler import Scheduler
 from perdure.engine.schedules import ScheduleStatus
@@ -49,11 +51,13 @@ class Runtime:
         statistics: Callable[[], RuntimeStatistics],
         *,
         restart: Callable[[], Awaitable[None]] | None = None,
+        modifiers: Modifiers | None = None,
     ) -> None:
         self.queries = queries
         self._access = access
         self._statistics = statistics
         self._restart = restart
+        self._modifiers = modifiers
         self.scheduler: Scheduler | None = None
         """What creates the instances of schedules, in the one process of a folder that does."""
 
@@ -320,6 +324,15 @@ class Runtime:
         """
         keys = await schedules.backfill(self._access, schedule, start, end, dry_run=dry_run)
         return [self._handle(key) for key in keys]
+
+    def introspection(self, cls: type | str, id: str | None = None) -> Introspection:  # noqa: A002 - as in create
+        """Return what looks into instances for a test and changes them: use `perdure.testing.introspect`.
+
+        Raises `InvalidArgumentError` in a runtime that `open_test_runtime` has not opened.
+        """
+        if self._modifiers is None:
+            raise InvalidArgumentError("introspect: open the runtime by perdure.testing.open_test_runtime")
+        return Introspection(self._access, self.queries, self._modifiers, self._name(cls), id)
 
     # -- looking ---------------------------------------------------------------------------
 

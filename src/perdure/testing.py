@@ -1,8 +1,9 @@
-"""The test kit: a clock that jumps, and a runtime for tests that replays all the time.
+"""The test kit: a clock that jumps, a runtime for tests that replays all the time, and introspection.
 
 With `VirtualClock` a year of sleeping passes in milliseconds: whenever nothing is under way, in
 the runtime or in the test, time jumps to the next timer. It counts the runtime's own work in
-threads, which trio's autojumping clock does not see.
+threads, which trio's autojumping clock does not see. `introspect` changes what single steps, sleeps and
+waits do, and waits for them.
 
 >>> import perdure, trio
 >>> from perdure.testing import open_test_runtime
@@ -26,7 +27,7 @@ import contextlib
 import math
 import os
 import random
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Generator, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -34,14 +35,16 @@ import trio
 import trio.testing
 
 from perdure.actors.host import Replay
+from perdure.actors.modifiers import Modifiers
 from perdure.engine.app import App
+from perdure.engine.introspection import Introspection
 from perdure.engine.opening import open_runtime
 from perdure.engine.runtime import Runtime
 from perdure.limits import Limits
 from perdure.storage.disk import Disk
 from perdure.storage.records import Durability
 
-__all__ = ["VirtualClock", "open_test_runtime"]
+__all__ = ["Introspection", "VirtualClock", "introspect", "open_test_runtime"]
 
 LOOK_S: Final = 0.0005
 """How often the clock looks again while the runtime works in a thread."""
@@ -68,6 +71,7 @@ class VirtualClock:
         self._random = random.Random(seed)  # repeatable on purpose
         self._runtime: Runtime | None = None
         self._moved = trio.Event()
+        self._standing = 0
 
     @property
     def boot(self) -> int:
@@ -111,6 +115,15 @@ class VirtualClock:
         self._boot += 1
         self._boot_ms = 1_000
 
+    @contextlib.contextmanager
+    def standing(self) -> Generator[None]:
+        """Keep time from jumping while inside, for a test that looks at what it must not miss."""
+        self._standing += 1
+        try:
+            yield
+        finally:
+            self._standing -= 1
+
     def bind(self, runtime: Runtime) -> None:
         """Watch this runtime for work that is under way. The runtime calls this when it opens."""
         self._runtime = runtime
@@ -131,7 +144,7 @@ class VirtualClock:
     async def _jump(self, delay_ms: float, scope: trio.CancelScope) -> None:
         while True:
             await trio.testing.wait_all_tasks_blocked()
-            if self._runtime is None or self._runtime.is_idle:
+            if not self._standing and (self._runtime is None or self._runtime.is_idle):
                 break
             await trio.sleep(LOOK_S)
         self._wall_ms += round(delay_ms)
@@ -149,6 +162,7 @@ async def open_test_runtime(
 
     Code that passes here survives a replay after every step. Errors as in `open_runtime`.
     """
+    clock = clock or VirtualClock()
     async with open_runtime(
         path,
         app,
@@ -156,8 +170,41 @@ async def open_test_runtime(
         env=env,
         replay=replay,
         durability=durability,
-        clock=clock or VirtualClock(),
+        clock=clock,
         limits=limits,
         disk=disk,
+        modifiers=Modifiers(clock.standing),
     ) as runtime:
         yield runtime
+
+
+def introspect(
+    runtime: Runtime,
+    workflow: type | str,
+    id: str | None = None,  # noqa: A002 - as in Runtime.create
+) -> Introspection:
+    """Look into one instance, or into all of a workflow, and change what their steps, sleeps and waits do.
+
+    The instance need not exist yet. The changes end with the block; those of one instance come before
+    those of its workflow. Raises `InvalidArgumentError` where the same is introspected already, and in a
+    runtime that `open_test_runtime` has not opened.
+
+    >>> import perdure, trio, tempfile
+    >>> async def ask(question):
+    ...     raise ConnectionError("no model in a test")
+    >>> class Answer(perdure.WorkflowEntrypoint):
+    ...     async def run(self, event, step):
+    ...         return await step.do("ask", ask, event.payload, retries=2)
+    >>> async def main(folder):
+    ...     async with open_test_runtime(folder, workflows=[Answer]) as runtime:
+    ...         with introspect(runtime, Answer, "a") as answer:
+    ...             answer.mock_step_error("ask", ConnectionError("busy"), times=2)
+    ...             answer.mock_step_result("ask", "42")
+    ...             answer.disable_retry_delays()
+    ...             instance = await runtime.create(Answer, params="what?", id="a")
+    ...             return await instance.result()
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     trio.run(main, folder)
+    '42'
+    """
+    return runtime.introspection(workflow, id)
