@@ -212,7 +212,9 @@ class Calls:
             self._note(call)
             value = await getattr(pending.object, call.method)(*args, **kwargs)
             return MethodReply(value=codec.coder(method.returns).record(value)[0])
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - what a method raises is its caller's
+        except SystemExit as error:
+            return failed_reply(WorkflowCodeError(f"{call.method}() of {self._key} raised {error!r}"), codec)
+        except Exception as error:  # noqa: BLE001 - what a method raises is its caller's
             error.add_note(f"in {call.method}() of {self._key}")
             return failed_reply(error, codec)
         except BaseExceptionGroup as group:  # of a nursery in the method

@@ -36,7 +36,7 @@ from perdure.storage.codec_describe import digest_of
 from perdure.storage.failure import describe_failure
 from perdure.storage.family import ChildEnd, ChildRef, decode_ref, encode_ref
 from perdure.storage.journal import Step
-from perdure.storage.names import check_instance_id
+from perdure.storage.names import check_instance_id, check_tags
 from perdure.storage.records import Stored
 
 R = TypeVar("R")
@@ -302,5 +302,5 @@ def _check(on_cancel: str, id_: str | None, tags: Sequence[str] | None) -> None:
         raise InvalidArgumentError(f"on_cancel={on_cancel!r}: it must be 'terminate' or 'abandon'")
     if id_ is not None:
         check_instance_id(id_)
-    if isinstance(tags, str):
-        raise InvalidArgumentError(f"tags={tags!r}: it must be a list of texts")
+    if tags is not None:
+        check_tags(tags)

@@ -35,6 +35,8 @@ from perdure.storage.values import stored_bytes
 
 Ending = Literal["terminate", "shutdown", "delete"]
 KINDS: Final[tuple[str, ...]] = get_args(StepKind)
+COUNT_MAX: Final = 2**31 - 1
+"""Of the uses of one name."""
 TOLD_MAX: Final = 12
 """How many step names an error lists."""
 
@@ -55,8 +57,10 @@ class RestartFrom(msgspec.Struct, frozen=True, array_like=True):
                 )
             return
         check_step_name(self.step)
-        if type(self.count) is not int or self.count < 1:
-            raise InvalidArgumentError(f"restart: count={self.count!r}: it must be a whole number from 1 up")
+        if type(self.count) is not int or not 1 <= self.count <= COUNT_MAX:
+            raise InvalidArgumentError(
+                f"restart: count={self.count!r}: it must be a whole number from 1 to {COUNT_MAX:,}"
+            )
         if self.kind not in KINDS:
             raise InvalidArgumentError(f"restart: kind={self.kind!r}: it must be one of {', '.join(KINDS)}")
 

@@ -11,6 +11,8 @@ Invariants:
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -27,7 +29,13 @@ from perdure.engine.folder import StateFolder
 from perdure.engine.readers import Readers
 from perdure.engine.status import InstanceStatus
 from perdure.engine.timers import WaitingClock
-from perdure.errors import InstanceExpiredError, InstanceFinishedError, InstanceNotFoundError, PerdureError
+from perdure.errors import (
+    InstanceExpiredError,
+    InstanceFinishedError,
+    InstanceNotFoundError,
+    PerdureError,
+    QueryError,
+)
 from perdure.storage.catalog import Catalog
 from perdure.storage.codec import Codec
 from perdure.storage.family import ChildEnd
@@ -216,6 +224,26 @@ def required(row: CatalogRow | None, key: Key, folder: StateFolder) -> CatalogRo
             instance_id=key.id,
         )
     return row
+
+
+@contextlib.asynccontextmanager
+async def reading(access: Access, key: Key) -> AsyncGenerator[tuple[Path, bool]]:
+    """As `Access.reading`, and tell a query that fails since its instance was deleted that this is why.
+
+    Raises `InstanceNotFoundError`, also where another of its id has come since.
+    """
+    incarnation = access.require(key).incarnation
+    try:
+        async with access.reading(key) as file:
+            yield file
+    except QueryError as error:
+        if access.require(key).incarnation == incarnation:
+            raise
+        raise InstanceNotFoundError(
+            f"{key} was replaced by another of its id while it was read: read again for that one",
+            workflow=key.workflow,
+            instance_id=key.id,
+        ) from error
 
 
 def refuse_expired(row: CatalogRow) -> None:

@@ -24,6 +24,7 @@ from perdure.engine.access import Access
 from perdure.engine.births import prepare_birth
 from perdure.errors import InvalidArgumentError, RuntimeClosedError
 from perdure.storage.moves import Newborn
+from perdure.storage.names import check_caller
 from perdure.storage.records import Key
 
 CHECKED_AT_ONCE: Final = 200
@@ -77,6 +78,9 @@ async def _prepared(
     access: Access, definition: Definition, entries: Iterable[Mapping[str, Any]], token: str | None
 ) -> list[Newborn]:
     newborns: dict[str, Newborn] = {}
+    check_caller(token=token)
+    if isinstance(entries, str | bytes | Mapping) or not isinstance(entries, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance] - a caller unseen by it
+        raise InvalidArgumentError(f"create_batch: {entries!r} is no list of entries; nothing was created")
     for number, entry in enumerate(entries):
         if number % CHECKED_AT_ONCE == CHECKED_AT_ONCE - 1:
             await trio.lowlevel.checkpoint()

@@ -27,7 +27,7 @@ from perdure.engine.app import App
 from perdure.errors import InvalidArgumentError
 from perdure.limits import PRIORITY_MAX
 from perdure.storage.codec import Codec
-from perdure.storage.names import check_event_type, check_instance_id
+from perdure.storage.names import check_caller, check_event_type, check_instance_id, check_tags
 from perdure.storage.records import Birth, Stored
 
 P = TypeVar("P", contravariant=True)
@@ -98,6 +98,7 @@ def prepare_birth(
     if id_ is None:
         id_ = random_id(maker.clock)
     check_instance_id(id_)
+    check_caller(token=token)
     kept = retention_of(retention, "retention")
     stored: Stored = "null"
     decoded: Any = None
@@ -105,7 +106,7 @@ def prepare_birth(
         stored, decoded = maker.codec.coder(definition.params).accept(params)
     limits = effective_limits(definition.limits, maker.app.limits)
     check_event_bytes(limits, "params", stored)
-    payload = None if event is None else _event_payload(maker, *event)
+    payload = None if event is None else _event_payload(maker, event)
     if payload is not None:
         check_event_bytes(limits, "the payload of the event", payload)
     if type(priority) is not int or abs(priority) > PRIORITY_MAX:
@@ -118,7 +119,7 @@ def prepare_birth(
         incarnation=maker.clock.random_bits(62) if token is None else _incarnation(token),
         created_at_ms=maker.clock.wall_ms(),
         version=definition.version,
-        tags=None if tags is None else msgspec.json.encode(list(tags)).decode(),
+        tags=None if tags is None else msgspec.json.encode(check_tags(tags)).decode(),
         event_type=None if event is None else event[0],
         event_payload=payload,
         timeout=None if timeout is None else deadline_in(maker.clock, seconds(timeout)),
@@ -138,7 +139,13 @@ def random_id(clock: Clock) -> str:
     return f"{clock.wall_ms():012x}{clock.random_bits(80):020x}"
 
 
-def _event_payload(maker: Maker, type_: str, payload: Any) -> str:
+def _event_payload(maker: Maker, event: tuple[str, Any]) -> str:
+    try:
+        type_, payload = event
+    except (TypeError, ValueError):
+        raise InvalidArgumentError(f"event={event!r}: it must be a pair (type, payload)") from None
+    if isinstance(event, str):  # pyright: ignore[reportUnnecessaryIsInstance] - of two letters, from a caller that no type checker has seen
+        raise InvalidArgumentError(f"event={event!r}: it must be a pair (type, payload)")
     check_event_type(type_)
     encoded, _ = maker.codec.coder(Any).record(payload)
     if isinstance(encoded, bytes):

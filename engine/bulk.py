@@ -20,6 +20,7 @@ from perdure.actors.control import RestartFrom
 from perdure.engine.access import Access, Command
 from perdure.engine.removal import batched, delete_all
 from perdure.errors import InvalidArgumentError, PerdureError
+from perdure.storage.names import check_caller
 from perdure.storage.query import QueryHost
 from perdure.storage.records import Key, Status
 
@@ -86,21 +87,29 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
                 "tags IS NOT NULL AND EXISTS (SELECT 1 FROM json_each(tags) AS t WHERE t.value = ?)"
             )
             values.append(self.tag)
+        # The condition stands in a query of its own, so that one with an OR, or a bracket too many, widens
+        # no other.
+        words = ["SELECT workflow, id FROM instances"]
         if self.where is not None:
-            conditions.append(f"(\n{self.where}\n)")
-        sql = "SELECT workflow, id FROM instances"
-        return sql + (
-            f" WHERE {' AND '.join(conditions)}" if conditions else ""
-        ) + " ORDER BY created_at, id", values
+            words = ["SELECT workflow, id FROM (SELECT * FROM instances WHERE (\n", self.where, "\n))"]
+        if conditions:
+            words += ["WHERE", " AND ".join(conditions)]
+        return " ".join([*words, "ORDER BY created_at, id"]), values
 
 
 def selection(
     workflow: str | None, status: str | Sequence[str] | None, tag: str | None, where: str | None
 ) -> Selection:
     """Return a checked condition. Raises `InvalidArgumentError` for a status that there is not."""
+    chosen: Any = status  # of a caller that no type checker has seen
+    if chosen is not None and not (isinstance(chosen, Iterable) and chosen):
+        raise InvalidArgumentError(f"status={status!r}: name one status or several, or leave it out for any")
     statuses = (status,) if isinstance(status, str) else tuple(status or ())
     for each in statuses:
         check_status(each)
+    for name, text in (("tag", tag), ("where", where)):
+        if text is not None and not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance] - a caller unseen by it
+            raise InvalidArgumentError(f"{name}={text!r}: it must be text")
     return Selection(workflow=workflow, statuses=statuses, tag=tag, where=where)
 
 
@@ -162,6 +171,7 @@ class BulkSelection:
         self, command: BulkCommand, options: BulkOptions = PLAIN, *, who: str | None, token: str | None
     ) -> BulkReport:
         options.origin.check()
+        check_caller(who=who, token=token)
         return await give_all(self._access, await self.keys(), command, options, who=who, token=token)
 
 

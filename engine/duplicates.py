@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import msgspec
 
-from perdure.engine.access import Access
+from perdure.engine.access import Access, reading
 from perdure.errors import InstanceExistsError
 from perdure.storage.query import QueryHost
 from perdure.storage.records import CatalogRow, Stored
@@ -29,7 +29,7 @@ async def require_same_params(access: Access, queries: QueryHost, row: CatalogRo
     if row.birth is not None and row.params is not None:
         recorded: Stored | None = row.params
     else:
-        async with access.reading(row.key) as (path, immutable):
+        async with reading(access, row.key) as (path, immutable):
             rows = await queries.fetch(path, PARAMS, (), timeout_s=30.0, immutable=immutable)
         recorded = rows[0]["params"]
     if recorded is None:

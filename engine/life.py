@@ -24,27 +24,23 @@ from perdure.actors.host import Host, deadline_in
 from perdure.actors.methods import MethodCall, MethodReply
 from perdure.actors.outcome import (
     Broken,
-    Dead,
     Deleted,
     Interrupted,
     Outcome,
     Parked,
-    Paused,
+    Terminated,
 )
 from perdure.actors.workflow import Definition
 from perdure.engine.app import App
 from perdure.engine.expiry import expires_at_ms
 from perdure.engine.folder import StateFolder
 from perdure.engine.removal import remove_files
-from perdure.engine.resting import summary
+from perdure.engine.resting import ended_under_call, summary, unreachable
 from perdure.engine.settlements import settlement_of
 from perdure.engine.unwritten import Unwritten
 from perdure.errors import (
     InstanceDamagedError,
-    InstanceDeadError,
-    InstanceFinishedError,
     PerdureError,
-    RuntimeClosedError,
     StateError,
     StateVersionError,
 )
@@ -256,6 +252,8 @@ class Life:
         assert actor is not None
         while True:
             outcome = await actor.advance()
+            if isinstance(outcome, Terminated | Deleted):  # nobody waits for a method that may never return
+                actor.calls.stop(ended_under_call(self.key, outcome))
             self._touched = False
             while self._users:
                 self._unused = trio.Event()
@@ -263,31 +261,9 @@ class Life:
             await actor.calls.none_under_way()
             stays = not self._touched and (not isinstance(outcome, Parked) or actor.starts_later is not None)
             if stays and actor.calls.waiting:
-                actor.calls.refuse(self._unreachable(outcome))
+                actor.calls.refuse(unreachable(self.key, outcome, actor.starts_later))
             if isinstance(outcome, Broken) or not (self._touched or actor.calls.waiting):
                 return outcome
-
-    def _unreachable(self, outcome: Outcome) -> PerdureError:
-        """Return why no call can reach an instance that has come to this."""
-        names = {"workflow": self.key.workflow, "instance_id": self.key.id}
-        match outcome:
-            case Broken(error=error):
-                return error if isinstance(error, PerdureError) else StateError(str(error))
-            case Paused():
-                return StateError(f"{self.key} is paused, so nothing of it can be called: resume it first")
-            case Dead(reason=reason):
-                return InstanceDeadError(
-                    f"{self.key} is parked as dead: {reason}; resume() tries it again", **names
-                )
-            case Parked():
-                why = self.actor and self.actor.starts_later
-                return StateError(f"{self.key} cannot be called now: {why}")
-            case Interrupted():
-                return RuntimeClosedError("the runtime is ending and takes no more calls")
-            case _:
-                return InstanceFinishedError(
-                    f"{self.key} has finished: no call can reach it any more", **names
-                )
 
     async def _rest(self, outcome: Outcome) -> None:
         """Make the outcome durable, tell it, close the file, write it into the catalog."""

@@ -26,7 +26,7 @@ from perdure.engine.timers import WaitingClock
 from perdure.errors import InstanceNotFoundError, InvalidArgumentError, PerdureError, StateError
 from perdure.storage.disk import Disk
 from perdure.storage.files import remove_file, storage_error
-from perdure.storage.names import check_instance_id
+from perdure.storage.names import check_caller, check_instance_id
 from perdure.storage.records import CatalogRow, Key
 from perdure.storage.removals import DELETING
 from perdure.storage.writer import CatalogWriter
@@ -77,6 +77,9 @@ async def delete_batch(
     access: Access, workflow: str, ids: Iterable[str], *, who: str | None, token: str | None
 ) -> DeletedBatch:
     """Delete instances of one workflow. Raises `InvalidIdError`, `InvalidArgumentError` before any effect."""
+    check_caller(who=who, token=token)
+    if isinstance(ids, str | bytes) or not isinstance(ids, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance] - a caller unseen by it
+        raise InvalidArgumentError(f"delete_batch: {ids!r} is no list of ids; nothing was deleted")
     given = list(ids)
     if not given:
         raise InvalidArgumentError("delete_batch: there is no id in the batch")

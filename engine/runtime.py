@@ -29,15 +29,18 @@ from perdure.engine.statistics import RuntimeStatistics
 from perdure.errors import (
     InstanceExistsError,
     InstanceFinishedError,
+    InstanceNotFoundError,
     InvalidArgumentError,
     RuntimeClosedError,
 )
+from perdure.storage.names import check_instance_id, check_workflow_name
 from perdure.storage.query import QueryHost
-from perdure.storage.records import FINISHED, Birth, CatalogRow, Key
+from perdure.storage.records import FINISHED, Birth, CatalogRow, Key, Stored
 from perdure.storage.rows import Row
 
 P = TypeVar("P", contravariant=True)
 R = TypeVar("R", covariant=True)
+LISTED_MAX: Final = 2**31 - 1
 logger: Final = logging.getLogger("perdure.engine")
 
 
@@ -136,8 +139,7 @@ class Runtime:
         row = self._access.catalog.find(key) if asks else None
         if token is not None and row is not None and row.incarnation == birth.incarnation:
             return instance
-        if if_exists == "attach" and row is not None:
-            await require_same_params(self._access, self.queries, row, stored)
+        if if_exists == "attach" and row is not None and await self._attached(row, stored):
             return instance
         while True:
             if if_exists == "restart" and self._access.catalog.find(key) is not None:
@@ -149,9 +151,11 @@ class Runtime:
                     raise
                 if if_exists == "restart":  # somebody else was quicker to restart it
                     continue
-                row = self._access.require(key)
-                if row.incarnation != birth.incarnation:
-                    await require_same_params(self._access, self.queries, row, stored)
+                row = self._access.catalog.find(key)
+                if row is None:  # it was deleted meanwhile
+                    continue
+                if row.incarnation != birth.incarnation and not await self._attached(row, stored):
+                    continue
             return instance
 
     @overload
@@ -197,6 +201,14 @@ class Runtime:
         """
         return await delete_batch(self._access, self._name(cls), ids, who=who, token=token)
 
+    async def _attached(self, row: CatalogRow, stored: Stored) -> bool:
+        """Say whether there still is what is attached to. Raises `InstanceExistsError` for other params."""
+        try:
+            await require_same_params(self._access, self.queries, row, stored)
+        except InstanceNotFoundError:  # deleted, or replaced, while its params were looked at
+            return False
+        return True
+
     async def _add(self, birth: Birth, stored: Any, start_at_ms: int | None, *, replace: bool) -> None:
         access = self._access
         if access.closing:
@@ -224,6 +236,7 @@ class Runtime:
         >>> await runtime.get(Tides, "brest")
         <Instance Tides/brest>
         """
+        check_instance_id(id)
         key = Key(self._name(cls), id)
         self._access.require(key)
         return self._handle(key)
@@ -239,6 +252,8 @@ class Runtime:
         name = None if cls is None else self._name(cls)
         if status is not None:
             check_status(status)
+        if limit is not None and (type(limit) is not int or not 0 <= limit <= LISTED_MAX):
+            raise InvalidArgumentError(f"limit={limit!r}: it must be a whole number from 0 to {LISTED_MAX:,}")
         return [
             self._handle(row.key)
             for row in self._access.catalog.select(workflow=name, status=status, limit=limit)
@@ -282,7 +297,10 @@ class Runtime:
         )
 
     def _name(self, cls: type | str) -> str:
-        return cls if isinstance(cls, str) else self._access.app.definition(cls).name
+        if not isinstance(cls, str):
+            return self._access.app.definition(cls).name
+        check_workflow_name(cls)
+        return cls
 
     def _handle(self, key: Key) -> Instance[Any]:
         return Instance(key, self._access, self.queries, self._access.app.definitions.get(key.workflow))

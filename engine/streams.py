@@ -20,8 +20,13 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from perdure.engine.access import Access
-from perdure.errors import InvalidArgumentError, StreamNotFoundError, StreamRewoundError
+from perdure.engine.access import Access, reading
+from perdure.errors import (
+    InstanceNotFoundError,
+    InvalidArgumentError,
+    StreamNotFoundError,
+    StreamRewoundError,
+)
 from perdure.storage.codec import Coder
 from perdure.storage.names import check_step_name
 from perdure.storage.query import QueryHost
@@ -198,15 +203,19 @@ class StreamReader(AsyncIterator[T]):
         change = access.change_of(key)
         has_ended = not self._follow or access.has_ended(key)
         cursor = copy.copy(self._cursor)  # a cancellation in here leaves everything to be taken again
-        async with access.reading(key) as (path, immutable):
+        try:
+            async with reading(access, key) as (path, immutable):
 
-            async def fetch(query: str, *bindings: Any) -> Sequence[Any]:
-                return await self._queries.fetch(
-                    path, query, bindings, timeout_s=QUERY_S, immutable=immutable
-                )
+                async def fetch(query: str, *bindings: Any) -> Sequence[Any]:
+                    return await self._queries.fetch(
+                        path, query, bindings, timeout_s=QUERY_S, immutable=immutable
+                    )
 
-            found = await cursor.take(fetch, has_ended=has_ended)
-            await access.synced(key)
+                found = await cursor.take(fetch, has_ended=has_ended)
+                await access.synced(key)
+        except InstanceNotFoundError:
+            access.require(key)
+            return  # another of its id has come: the next look begins anew with that one
         self._cursor = cursor
         self._ready.extend(found)
         if not found and not cursor.is_over:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 from perdure.errors import InvalidArgumentError, InvalidIdError, InvalidNameError
@@ -29,14 +29,17 @@ from perdure.limits import (
     FILE_NAME_BYTES_MAX,
     ID_CHARS_MAX,
     NAME_CHARS_MAX,
+    TOKEN_CHARS_MAX,
     WORKFLOW_NAME_CHARS_MAX,
 )
 
 __all__ = [
     "STATE_ENTRIES",
+    "check_caller",
     "check_event_type",
     "check_instance_id",
     "check_step_name",
+    "check_tags",
     "check_workflow_name",
     "file_stem",
     "folder_name",
@@ -57,6 +60,8 @@ _SHOWN_CHARS_MAX: Final = 60
 _TEXT: Final = r"[^\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]"
 _id_matches = re.compile(f"{_TEXT}{{1,{ID_CHARS_MAX}}}").fullmatch
 _step_matches = re.compile(f"{_TEXT}{{1,{NAME_CHARS_MAX}}}").fullmatch
+_who_matches = re.compile(f"{_TEXT}{{1,{NAME_CHARS_MAX}}}").fullmatch
+_token_matches = re.compile(f"{_TEXT}{{1,{TOKEN_CHARS_MAX}}}").fullmatch
 _event_matches = re.compile(f"{_TEXT}{{1,{EVENT_TYPE_CHARS_MAX}}}").fullmatch
 _workflow_matches = re.compile(f"[a-zA-Z0-9_][a-zA-Z0-9_-]{{0,{WORKFLOW_NAME_CHARS_MAX - 1}}}").fullmatch
 
@@ -90,6 +95,34 @@ def check_event_type(event_type: str) -> None:
     """
     if not _fits(_event_matches, event_type):
         raise _refusal(InvalidNameError, "event type", event_type, _TEXT_RULE.format(EVENT_TYPE_CHARS_MAX))
+
+
+def check_caller(*, who: str | None = None, token: str | None = None) -> None:
+    """Refuse a `who` or a `token` of a command that could not be recorded with it.
+
+    Raises InvalidArgumentError.
+
+    >>> check_caller(who="Ada", token="order-17")
+    """
+    if who is not None and not _fits(_who_matches, who):
+        raise _refusal(InvalidArgumentError, "who", who, _TEXT_RULE.format(NAME_CHARS_MAX))
+    if token is not None and not _fits(_token_matches, token):
+        raise _refusal(InvalidArgumentError, "token", token, _TEXT_RULE.format(TOKEN_CHARS_MAX))
+
+
+def check_tags(tags: Sequence[str]) -> list[str]:
+    """Return the tags of an instance, where each can be shown in one line. Raises InvalidArgumentError.
+
+    >>> check_tags(("monthly", "paid"))
+    ['monthly', 'paid']
+    """
+    if isinstance(tags, str | bytes | Mapping) or not isinstance(tags, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance] - a caller unseen by it
+        raise InvalidArgumentError(f"tags={tags!r}: it must be a list of texts")
+    listed = list(tags)
+    for tag in listed:
+        if not _fits(_step_matches, tag):
+            raise _refusal(InvalidNameError, "tag", tag, _TEXT_RULE.format(NAME_CHARS_MAX))
+    return listed
 
 
 def check_workflow_name(name: str) -> None:

@@ -142,6 +142,8 @@ class QueryHost:
         if self._closed:
             await trio.lowlevel.checkpoint_if_cancelled()  # what ended the runtime may end the caller too
             raise _closed_error()
+        if not isinstance(query, str):  # pyright: ignore[reportUnnecessaryIsInstance] - a caller unseen by it
+            raise QueryRefusedError(f"{query!r} is no query: write one statement as text")
         statement = Statement(Path(path), query, bindings, immutable=immutable, reveal=reveal)
         stream = RowStream(statement, timeout_s, self._slots)
         self._running[stream] = trio.current_time()

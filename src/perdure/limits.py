@@ -22,6 +22,9 @@ WORKFLOW_NAME_CHARS_MAX: Final = 64
 EVENT_TYPE_CHARS_MAX: Final = 100
 """The peer's bound, so that event types carry over."""
 
+TOKEN_CHARS_MAX: Final = 4096
+"""A token is recorded with its command; one of a command to many has the instance's name behind it."""
+
 SCHEDULE_CHARS_MAX: Final = 256
 """The peer's bound for a cron expression; an occurrence's id, with its time behind, stays below an id's."""
 
