@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import AsyncGenerator, Generator, Sequence
+from collections.abc import AsyncGenerator, Generator
 from typing import Any, Final, Protocol
 
 import trio
@@ -16,10 +16,11 @@ from rich.live import Live
 
 from perdure import InstanceStatus, Runtime
 from perdure.cli import picture, render
-from perdure.cli.watch import HISTORY, line
+from perdure.cli.watch import line
 from perdure.engine.folder import StateFolder
 from perdure.engine.reader import file_signature
 from perdure.engine.remote import ENDED, Remote
+from perdure.engine.story import Story
 
 REDRAW_S: Final = 0.1
 STEPS_MAX: Final = 200
@@ -102,7 +103,7 @@ class View:
         self._console = console
         self._status = "queued"
         self._picture: picture.Picture | None = None
-        self._after = 0
+        self._story = Story(key)
 
     async def follow(self, source: Source) -> bool:
         """Show what happens until it is over; False where that is because its owner has gone."""
@@ -124,7 +125,9 @@ class View:
             if fetch is not None and self._live is not None:
                 self._picture = await picture.take(fetch, steps_max=STEPS_MAX)
             elif fetch is not None and self._console is not None:
-                self._print(await fetch(HISTORY, self._after))
+                while entries := await self._story.take(fetch):
+                    for entry in entries:
+                        self._console.print(line(entry), soft_wrap=True)
         self._draw()
 
     def _draw(self) -> None:
@@ -136,13 +139,6 @@ class View:
             note = f"`perdure resume {self._key}` lets it go on"
         drawn = picture.live(self._key, self._status, self._picture, height=height, note=note)
         self._live.update(drawn, refresh=True)
-
-    def _print(self, rows: Sequence[Any]) -> None:
-        assert self._console is not None
-        for row in rows:
-            self._after = row["commit"]
-            detail = render.loaded(row["detail"]) if str(row["detail"]).startswith("{") else row["detail"]
-            self._console.print(line(row, detail), soft_wrap=True)
 
 
 @contextlib.contextmanager

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, cast
 
 import click
+import msgspec
 import trio
 from rich.console import Console
 from rich.text import Text
 
+from perdure import HistoryEntry, InvalidArgumentError
 from perdure.cli import exits, options, render
 from perdure.engine.remote import ENDED, open_remote
+from perdure.engine.story import Cursor, Story
 
-HISTORY: Final = 'SELECT "commit", at, what, step, actor, detail FROM history WHERE "commit" > ?'
+
+def _check_after(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
+    try:
+        Cursor.of(value)
+    except InvalidArgumentError as error:
+        raise click.BadParameter(str(error)) from error
+    return value
 
 
 @click.command()
@@ -22,12 +31,14 @@ HISTORY: Final = 'SELECT "commit", at, what, step, actor, detail FROM history WH
 @options.state_option
 @options.json_option
 @click.option(
-    "--after", type=click.IntRange(min=0), default=0, metavar="COMMIT", help="Begin behind this commit."
-)
-def watch(*, instance: str, state: Path, as_json: bool, after: int) -> None:
+    "--after", default="0", callback=_check_after, metavar="CURSOR",
+    help="Begin behind this fact: the cursor that --json gives for each, or the number of a commit.",
+)  # fmt: skip
+def watch(*, instance: str, state: Path, as_json: bool, after: str) -> None:
     """Follow an instance's history until it has ended.
 
-    With --json each fact is one line. Ctrl-C stops watching and leaves the instance alone. The exit
+    With --json each fact is one line, and its `cursor` is where --after goes on: no fact is left out and
+    none comes twice. Ctrl-C stops watching and leaves the instance alone. The exit
     status says how it ended: 0 complete, 1 otherwise.
 
     \b
@@ -38,19 +49,19 @@ def watch(*, instance: str, state: Path, as_json: bool, after: int) -> None:
     raise SystemExit(exits.OK if status == "complete" else exits.FAILED)
 
 
-async def _watch(state: Path, instance: str, as_json: bool, after: int) -> str:
+async def _watch(state: Path, instance: str, as_json: bool, after: str) -> str:
     console = render.console()
     async with open_remote(state) as remote:
         key = remote.resolve(instance)
         told = False
+        story = Story(str(key), after)
         async with contextlib.aclosing(remote.changes(key)) as changes:
             async for _ in changes:
                 async with remote.read(key) as file:
-                    rows = await file.fetch(HISTORY, after) if file.has_file else []
                     status, owned = file.status, file.owned
-                for row in rows:
-                    after = row["commit"]
-                    _print(console, row, as_json)
+                    while file.has_file and (entries := await story.take(file.fetch)):
+                        for entry in entries:
+                            _print(console, entry, as_json)
                 if status.status in ENDED:
                     _ended(status.status, status.reason, as_json)
                     return status.status
@@ -67,25 +78,25 @@ def _ended(status: str, reason: str | None, as_json: bool) -> None:
         click.echo(f"dead: {reason}; `perdure resume` tries it again", err=True)
 
 
-def _print(console: Console, row: Any, as_json: bool) -> None:
-    detail = render.loaded(row["detail"]) if _is_json(row["detail"]) else row["detail"]
+def _print(console: Console, entry: HistoryEntry, as_json: bool) -> None:
     if as_json:
-        render.print_json(row.as_dict() | {"detail": detail}, pretty=False)
+        render.print_json(msgspec.structs.asdict(entry) | {"detail": _detail(entry)}, pretty=False)
         return
-    console.print(line(row, detail), soft_wrap=True)
+    console.print(line(entry), soft_wrap=True)
 
 
-def _is_json(text: str | None) -> bool:
-    return text is not None and text.startswith("{")
+def _detail(entry: HistoryEntry) -> Any:
+    text = entry.detail
+    return render.loaded(text) if text is not None and text.startswith("{") else text
 
 
-def line(row: Any, detail: Any) -> Text:
+def line(entry: HistoryEntry) -> Text:
     """Return one fact of the history as a line."""
-    what: str = row["what"]
-    made = Text(f"{render.moment(render.parse_time(row['at'])):<9} ", style="dim")
+    what, detail = entry.what, _detail(entry)
+    made = Text(f"{render.moment(render.parse_time(entry.at)):<9} ", style="dim")
     made.append(f"{what:<20} ", style=render.STYLES.get(what.rpartition(" ")[2], ""))
-    if row["step"]:
-        made.append(row["step"], style="bold")
+    if entry.step:
+        made.append(entry.step, style="bold")
     if isinstance(detail, dict):
         facts = cast("dict[str, Any]", detail)
         if (facts.get("attempt") or 1) > 1:
@@ -94,6 +105,6 @@ def line(row: Any, detail: Any) -> Text:
             made.append(f"  {exits.one_line(facts['error'])}", style="red")
     elif detail:
         made.append(f" {exits.one_line(detail)}")
-    if row["actor"]:
-        made.append(f"  by {row['actor']}", style="dim")
+    if entry.actor:
+        made.append(f"  by {entry.actor}", style="dim")
     return made

@@ -7,7 +7,7 @@ any number of its stretches in memory.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Any, Concatenate, Final, Generic, ParamSpec, TypeVar, overload
 
 import msgspec
@@ -17,9 +17,10 @@ from perdure.actors.durations import Duration, seconds
 from perdure.actors.methods import method_of, result_of, untyped_call
 from perdure.actors.outcome import Completed, Dead, Failed, Outcome, Terminated
 from perdure.actors.workflow import Definition
-from perdure.engine.access import Access, Command, reading
+from perdure.engine.access import Access, Command
 from perdure.engine.removal import delete_all
 from perdure.engine.status import InstanceStatus
+from perdure.engine.story import HistoryEntry, Story
 from perdure.engine.streams import StreamCursor, StreamReader
 from perdure.errors import (
     InstanceDeadError,
@@ -29,7 +30,7 @@ from perdure.errors import (
     PerdureError,
 )
 from perdure.storage.failure import failure_summary, restore_failure
-from perdure.storage.names import check_caller, check_event_type
+from perdure.storage.names import check_event_type
 from perdure.storage.query import QueryHost, RowStream
 from perdure.storage.records import Key
 from perdure.storage.rows import Row
@@ -37,18 +38,7 @@ from perdure.storage.rows import Row
 T = TypeVar("T")
 R = TypeVar("R", covariant=True)
 P = ParamSpec("P")
-HISTORY: Final = 'SELECT "commit", at, what, step, actor, detail FROM history WHERE "commit" > ?'
-
-
-class HistoryEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """One fact of an instance's story. `commit` is its place, and the cursor of `subscribe`."""
-
-    commit: int
-    at: str
-    what: str
-    step: str | None
-    actor: str | None
-    detail: str | None
+QUERY_S: Final = 30.0
 
 
 class Instance(Generic[R]):
@@ -95,7 +85,11 @@ class Instance(Generic[R]):
 
     @overload
     async def sql(
-        self, query: str, *bindings: Any, as_: None = None, timeout: Duration = "30 seconds",
+        self,
+        query: str,
+        *bindings: Any,
+        as_: None = None,
+        timeout: Duration = "30 seconds",
         reveal: bool = False,
     ) -> list[Row]: ...
     @overload
@@ -104,7 +98,11 @@ class Instance(Generic[R]):
     ) -> list[T]: ...
 
     async def sql(
-        self, query: str, *bindings: Any, as_: type[Any] | None = None, timeout: Duration = "30 seconds",
+        self,
+        query: str,
+        *bindings: Any,
+        as_: type[Any] | None = None,
+        timeout: Duration = "30 seconds",
         reveal: bool = False,
     ) -> list[Any]:
         """Run one reading statement on the instance's file and return its rows.
@@ -118,7 +116,7 @@ class Instance(Generic[R]):
         ('fetch levels', 'completed')
         """
         timeout_s = seconds(timeout)
-        async with reading(self._access, self.key) as (path, immutable):
+        async with self._access.reading(self.key) as (path, immutable):
             rows = await self._queries.fetch(
                 path, query, bindings, timeout_s=timeout_s, immutable=immutable, reveal=reveal
             )
@@ -140,7 +138,7 @@ class Instance(Generic[R]):
         """
         timeout_s = seconds(timeout)
         async with (
-            reading(self._access, self.key) as (path, immutable),
+            self._access.reading(self.key) as (path, immutable),
             self._queries.stream(
                 path, query, bindings, timeout_s=timeout_s, immutable=immutable, reveal=reveal
             ) as rows,
@@ -148,19 +146,30 @@ class Instance(Generic[R]):
             await self._access.synced(self.key)  # the snapshot is taken by now
             yield rows
 
-    async def history(self, *, after: int = 0) -> list[HistoryEntry]:
-        """Return the story of the instance in order, from behind the commit `after`.
+    async def history(self, *, after: int | str = 0) -> list[HistoryEntry]:
+        """Return the story of the instance in order, from behind `after`.
+
+        That is the `cursor` of an entry, or the number of a commit, all of whose facts are left out then.
+        Raises `InvalidArgumentError`, and `InstanceNotFoundError` for a cursor of one that was deleted.
 
         >>> [entry.what for entry in await instance.history()]
         ['instance created', 'instance started', 'do started', 'do completed', 'instance complete']
         """
-        rows = await self.sql(HISTORY, after)
-        return [_entry(row) for row in rows]
+        story = Story(str(self.key), after)
+        entries: list[HistoryEntry] = []
+        while page := await self._take(story):
+            entries += page
+        return entries
 
-    async def subscribe(self, *, after: int = 0) -> AsyncGenerator[HistoryEntry, None]:
-        """Yield the story from behind the commit `after`, then live, until the instance has ended.
+    def subscribe(self, *, after: int | str = 0) -> AsyncGenerator[HistoryEntry, None]:
+        """Yield the story from behind `after`, then live, until the instance has ended.
 
-        `entry.commit` of the last entry of a commit is the cursor to go on from.
+        Whoever keeps the `cursor` of the last entry it has dealt with, and gives it as `after`, goes on with
+        the next one: none is left out and none comes twice, also where one commit wrote several, and after
+        a restart of the runtime or of the instance. `after` may be the number of a commit too.
+
+        Raises `InvalidArgumentError` at once; while following `InstanceExpiredError`, and
+        `InstanceNotFoundError` where the instance that is followed was deleted.
 
         >>> async for entry in instance.subscribe():
         ...     if entry.step:
@@ -168,18 +177,32 @@ class Instance(Generic[R]):
         do started fetch levels
         do completed fetch levels
         """
-        cursor = after
+        return self._follow(Story(str(self.key), after))
+
+    async def _follow(self, story: Story) -> AsyncGenerator[HistoryEntry, None]:
         while True:
             change = self._access.change_of(self.key)
             ended = self._access.has_ended(self.key)
-            entries = await self.history(after=cursor)
+            entries = await self._take(story)
             for entry in entries:
                 yield entry
-                cursor = entry.commit
             if ended and not entries:
                 return
-            if not ended:
+            if not ended and not entries:
                 await change.wait()
+
+    async def _take(self, story: Story) -> list[HistoryEntry]:
+        """Return the next facts that are there and durable."""
+        async with self._access.reading(self.key) as (path, immutable):
+
+            async def fetch(query: str, *bindings: Any) -> Sequence[Any]:
+                return await self._queries.fetch(
+                    path, query, bindings, timeout_s=QUERY_S, immutable=immutable
+                )
+
+            entries = await story.take(fetch)
+            await self._access.synced(self.key)
+        return entries
 
     @overload
     def stream(
@@ -234,9 +257,7 @@ class Instance(Generic[R]):
         >>> await order.call(Order.set_address, "12 Quay Street")
         'shipping to 12 Quay Street'
         """
-        if not isinstance(method, str) and not callable(method):  # pyright: ignore[reportUnnecessaryIsInstance] - a caller unseen by it
-            raise InvalidArgumentError(f"call: {method!r} is no method and no name of one")
-        name = method if isinstance(method, str) else getattr(method, "__name__", repr(method))
+        name = method if isinstance(method, str) else method.__name__
         codec = self._access.codec
         if self._definition is None:
             returns: Any = Any
@@ -285,8 +306,6 @@ class Instance(Generic[R]):
 
         Raises `InstanceFinishedError` for one that has ended already.
         """
-        if type(rollback) is not bool:
-            raise InvalidArgumentError(f"terminate: rollback={rollback!r}: it must be True or False")
         await self._command(Command(name="terminate", who=who, token=token, rollback=rollback))
 
     async def restart(
@@ -324,13 +343,11 @@ class Instance(Generic[R]):
 
         >>> await instance.delete()
         """
-        check_caller(who=who, token=token)
         refused = await delete_all(self._access, [self.key], who=who, token=token)
         for error in refused.values():
             raise error
 
     async def _command(self, command: Command) -> None:
-        check_caller(who=command.who, token=command.token)
         await self._access.command(self.key, command)
 
     # -- inside ----------------------------------------------------------------------------
@@ -353,17 +370,6 @@ class Instance(Generic[R]):
                 )
             case _:
                 raise PerdureError(f"{self.key} has no result yet")
-
-
-def _entry(row: Row) -> HistoryEntry:
-    return HistoryEntry(
-        commit=row["commit"],
-        at=row["at"],
-        what=row["what"],
-        step=row["step"],
-        actor=row["actor"],
-        detail=row["detail"],
-    )
 
 
 def parse_payload(text: str) -> Any:

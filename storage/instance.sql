@@ -99,7 +99,7 @@ CREATE TABLE _perdure_messages (
     received_at INT NOT NULL,           -- and the same on the clock since boot, which decides against timeouts
     received_boot INT,
     received_boot_id INT,
-    delivered_to INT,                   -- the seq of a wait; 0: discarded by a restart
+    delivered_to INT,                   -- the seq of a wait; 0: discarded; of a past: its generation, a start's below 0
     token TEXT UNIQUE,                  -- of the message, so that none counts twice
     received_commit INT NOT NULL,
     delivered_commit INT
@@ -184,17 +184,18 @@ FROM _perdure_messages WHERE kind = 'event';
 CREATE VIEW streams (name, idx, attempt, chunk, written_at, superseded) AS
 SELECT 0, 0, 0, 0, 0, 0 WHERE 0;
 
--- `place` orders what one commit wrote in one millisecond: the instance, what came in, steps, the end.
+-- `place` orders what one commit wrote in one millisecond: the instance, what came in, steps, the end. No
+-- two facts of a commit have the same, and none gets another: it is part of the cursor of `subscribe`.
 CREATE VIEW history AS
-SELECT "commit", strftime('%Y-%m-%dT%H:%M:%fZ', at / 1e3, 'unixepoch') AS at, what, step, actor, detail
+SELECT "commit", strftime('%Y-%m-%dT%H:%M:%fZ', at / 1e3, 'unixepoch') AS at, what, step, actor, detail, place
 FROM (
-    SELECT created_commit AS "commit", -3e15 AS place, created_at AS at, 'instance created' AS what,
+    SELECT created_commit AS "commit", -(3 << 50) AS place, created_at AS at, 'instance created' AS what,
         NULL AS step, NULL AS actor, NULL AS detail FROM _perdure_instance
     UNION ALL
-    SELECT started_commit, -2e15, started_at, 'instance started', NULL, NULL, NULL FROM _perdure_instance
+    SELECT started_commit, generation - (3 << 50), started_at, 'instance started', NULL, NULL, NULL FROM _perdure_instance
     UNION ALL
-    SELECT received_commit, iif(kind = 'past', iif(delivered_to, 9e18, -2e15), seq - 1e15), received_at, iif(kind = 'event', 'event received', name), NULL, actor,
-        iif(kind = 'event', name, payload) FROM _perdure_messages
+    SELECT received_commit, iif(kind <> 'past', seq - (2 << 50), iif(delivered_to > 0, delivered_to + (4 << 60), -delivered_to - (3 << 50))), received_at,
+        iif(kind = 'event', 'event received', name), NULL, actor, iif(kind = 'event', name, payload) FROM _perdure_messages
     UNION ALL
     SELECT started_commit, seq << 21, started_at, kind || ' started', name, NULL, NULL FROM _perdure_steps
     UNION ALL
@@ -210,6 +211,6 @@ FROM (
             json_object('attempt', attempt, 'error', json_extract(error, '$.message')), NULL)
     FROM _perdure_steps
     UNION ALL
-    SELECT ended_commit, 9e18, ended_at, 'instance ' || status, NULL, NULL, json_extract(error, '$.message')
+    SELECT ended_commit, generation + (4 << 60), ended_at, 'instance ' || status, NULL, NULL, json_extract(error, '$.message')
     FROM _perdure_instance)
 WHERE "commit" IS NOT NULL ORDER BY "commit", at, place;

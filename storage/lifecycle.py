@@ -171,6 +171,7 @@ class Lifecycle:
                 at_ms=started_ms,
                 commit=started_commit,
                 detail=None,
+                generation=self.state.generation,
                 is_end=False,
             )
         if ended_commit is not None:
@@ -180,6 +181,7 @@ class Lifecycle:
                 at_ms=ended_ms,
                 commit=ended_commit,
                 detail=error,
+                generation=self.state.generation,
                 is_end=True,
             )
         self._file.execute(BEGIN_ANEW, _columns(timeout))

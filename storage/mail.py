@@ -64,13 +64,21 @@ def add_command(
 
 
 def add_past(
-    file: InstanceFile, what: str, *, at_ms: int, commit: int, detail: str | None, is_end: bool
+    file: InstanceFile,
+    what: str,
+    *,
+    at_ms: int,
+    commit: int,
+    detail: str | None,
+    generation: int,
+    is_end: bool,
 ) -> None:
     """Keep a fact of the instance's own row for its history: a restart is about to write over it.
 
-    An end comes behind all else of its commit, a start before it: `delivered_to` tells them apart.
+    An end comes behind all else of its commit, a start before it: the sign of `delivered_to` tells them
+    apart, and the generation keeps each at its place.
     """
-    file.execute(ADD_PAST, (what, at_ms, detail, commit, int(is_end)))
+    file.execute(ADD_PAST, (what, at_ms, detail, commit, generation if is_end else -generation))
 
 
 def last_command_ms(file: InstanceFile, command: str) -> int | None:

@@ -20,13 +20,14 @@ from perdure.actors.workflow import ActorContext, Schedule, WorkflowEntrypoint, 
 from perdure.engine.app import App
 from perdure.engine.batches import BatchEntry
 from perdure.engine.bulk import BulkReport, BulkSelection, Refused
-from perdure.engine.instance import HistoryEntry, Instance
+from perdure.engine.instance import Instance
 from perdure.engine.opening import open_runtime
 from perdure.engine.removal import DeletedBatch, DeleteError
 from perdure.engine.runtime import Runtime
 from perdure.engine.schedules import ScheduleStatus
 from perdure.engine.statistics import RuntimeStatistics
 from perdure.engine.status import InstanceStatus, RollbackResult
+from perdure.engine.story import HistoryEntry
 from perdure.engine.streams import StreamReader
 from perdure.errors import (
     AmbiguousInstanceError,

@@ -32,7 +32,7 @@ COLUMNS = {
     "attempts": "step_seq attempt started_at ended_at outcome error heartbeat cpu_ms",
     "events": "seq type payload received_at delivered_to",
     "streams": "name idx attempt chunk written_at superseded",
-    "history": "commit at what step actor detail",
+    "history": "commit at what step actor detail place",
 }
 
 
