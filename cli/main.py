@@ -65,6 +65,9 @@ COMMANDS: Final[dict[str, Entry]] = {
         "perdure.cli.demo:demo", FOLDER, "Watch a real workflow survive SIGKILL, and ask it with SQL."
     ),
     "init": Entry("perdure.cli.init:init", FOLDER, "Write a first workflow, hello.py, and its test."),
+    "check": Entry(
+        "perdure.cli.check:check", FOLDER, "Replay instances against changed code, without running a step."
+    ),
     "doctor": Entry(
         "perdure.cli.doctor:doctor", FOLDER, "Say whether this machine and this state folder are in order."
     ),

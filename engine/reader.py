@@ -16,7 +16,10 @@ from perdure.storage.rows import Row
 
 
 class Reader:
-    """One instance's file while it may be read; `owned` says whether a live process owns the folder."""
+    """One instance's file while it may be read; `owned` says whether a live process owns the folder.
+
+    `immutable`: whether nobody has the file open, and nothing lies beside it.
+    """
 
     def __init__(
         self,
@@ -33,7 +36,7 @@ class Reader:
         self.path = path
         self.owned = owned
         self._queries = queries
-        self._immutable = immutable
+        self.immutable = immutable
 
     @property
     def has_file(self) -> bool:
@@ -48,7 +51,7 @@ class Reader:
         Raises `QueryError` and its kinds.
         """
         return await self._queries.fetch(
-            self.path, query, bindings, timeout_s=timeout_s, immutable=self._immutable, reveal=reveal
+            self.path, query, bindings, timeout_s=timeout_s, immutable=self.immutable, reveal=reveal
         )
 
 

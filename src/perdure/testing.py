@@ -39,12 +39,21 @@ from perdure.actors.modifiers import Modifiers
 from perdure.engine.app import App
 from perdure.engine.introspection import Introspection
 from perdure.engine.opening import open_runtime
+from perdure.engine.replay_check import Divergence, ReplayReport, replay_check
 from perdure.engine.runtime import Runtime
 from perdure.limits import Limits
 from perdure.storage.disk import Disk
 from perdure.storage.records import Durability
 
-__all__ = ["Introspection", "VirtualClock", "introspect", "open_test_runtime"]
+__all__ = [
+    "Divergence",
+    "Introspection",
+    "ReplayReport",
+    "VirtualClock",
+    "introspect",
+    "open_test_runtime",
+    "replay_check",
+]
 
 LOOK_S: Final = 0.0005
 """How often the clock looks again while the runtime works in a thread."""
