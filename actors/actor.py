@@ -396,7 +396,7 @@ class Actor:
             case "hibernate":
                 if self.lifecycle.state.status in ("paused", "waiting_for_pause"):  # likewise
                     return self._settle(Paused())
-                return self._settle(self.waits())
+                return None if self.control.touched else self._settle(self.waits())
             case "restart":
                 self.control.old_run_ended()
                 self.rollback.handlers = {}
@@ -455,6 +455,7 @@ class Actor:
             if idle_ms + 1 < self._host.limits.idle_grace_s * 1000:
                 return
         if run is not None:
+            self.control.touched = False  # what comes while it is being stopped may be what it waits for
             run.stop("hibernate")
 
     def tell_what_keeps_it_warm(self) -> None:

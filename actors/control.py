@@ -68,7 +68,8 @@ class RestartFrom(msgspec.Struct, frozen=True, array_like=True):
 class Control:
     """What commands do to one warm instance. `run` tells which run is under way, if any is.
 
-    `ending` says that the instance, or its life in this process, is to end.
+    `ending` says that the instance, or its life in this process, is to end; `touched`, that somebody has
+    given a command since whoever unset it.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class Control:
     ) -> None:
         asked = mailbox.terminated and lifecycle.state.status not in FINISHED
         self.ending: Ending | None = "terminate" if asked else None
+        self.touched = False
         self.deletion_token: str | None = None
         self._key = key
         self._file = file

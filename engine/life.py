@@ -140,7 +140,6 @@ class Life:
         self._definition = definition
         self._users = 0
         self._unused = trio.Event()
-        self._touched = False
         self._shutting_down = False
         self.unwritten = Unwritten(self, owner, expected=newborn)
         self._again = trio.Event()
@@ -254,15 +253,17 @@ class Life:
             outcome = await actor.advance()
             if isinstance(outcome, Terminated | Deleted):  # nobody waits for a method that may never return
                 actor.calls.stop(ended_under_call(self.key, outcome))
-            self._touched = False
+            actor.control.touched = False
             while self._users:
                 self._unused = trio.Event()
                 await self._unused.wait()
             await actor.calls.none_under_way()
-            stays = not self._touched and (not isinstance(outcome, Parked) or actor.starts_later is not None)
+            stays = not actor.control.touched and (
+                not isinstance(outcome, Parked) or actor.starts_later is not None
+            )
             if stays and actor.calls.waiting:
                 actor.calls.refuse(unreachable(self.key, outcome, actor.starts_later))
-            if isinstance(outcome, Broken) or not (self._touched or actor.calls.waiting):
+            if isinstance(outcome, Broken) or not (actor.control.touched or actor.calls.waiting):
                 return outcome
 
     async def _rest(self, outcome: Outcome) -> None:
@@ -432,11 +433,12 @@ class Life:
             actor, file = self.actor, self.file
             assert actor is not None
             assert file is not None
-            self._touched = True
+            actor.control.touched = True
             yield actor
             await self._owner.host.gate.passed(file)
         finally:
-            self._touched = True
+            if self.actor is not None:
+                self.actor.control.touched = True
             self._users -= 1
             if self._users == 0:
                 self._unused.set()

@@ -6,18 +6,23 @@ the other, which is looked at every `wall_look_ms` at least, so that a clock tha
 Invariants:
     A callback is called once, in the loop, not before its deadline.
     A cancelled timer is never called.
+    Of cancelled timers at most as many are kept as of others, or `SWEPT_FROM`: an event that comes long
+    before its timeout leaves nothing behind until then.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 import trio
 
 from perdure.actors.host import Clock, TimerHandle
 from perdure.storage.records import Deadline
+
+SWEPT_FROM: Final = 64
+"""Below so many cancelled timers a sweep is not worth its while."""
 
 
 class WaitingClock(Clock, Protocol):
@@ -36,14 +41,17 @@ class WaitingClock(Clock, Protocol):
 class Timer:
     """One timer. `cancel` unsets it."""
 
-    __slots__ = ("callback",)
+    __slots__ = ("_on_cancel", "callback")
 
-    def __init__(self, callback: Callable[[], None]) -> None:
+    def __init__(self, callback: Callable[[], None], on_cancel: Callable[[], None]) -> None:
         self.callback: Callable[[], None] | None = callback
+        self._on_cancel = on_cancel
 
     def cancel(self) -> None:
         """Unset the timer. Harmless when it has fired."""
-        self.callback = None
+        if self.callback is not None:
+            self.callback = None
+            self._on_cancel()
 
 
 class Together:
@@ -66,11 +74,12 @@ class TimerQueue:
         self._boot: list[tuple[int, int, Timer]] = []
         self._wall: list[tuple[int, int, Timer]] = []
         self._number = 0
+        self._cancelled = 0
         self._changed = trio.Event()
 
     def at(self, deadline: Deadline, callback: Callable[[], None]) -> Timer:
         """Call `callback` once `deadline` has come."""
-        timer = Timer(callback)
+        timer = Timer(callback, self._count_cancelled)
         self._number += 1
         if deadline.boot_ms is not None and deadline.boot == self._clock.boot:
             heap, due_ms = self._boot, deadline.boot_ms
@@ -101,6 +110,7 @@ class TimerQueue:
             due_ms, _, timer = heap[0]
             if timer.callback is None:
                 heapq.heappop(heap)
+                self._cancelled -= 1
                 continue
             if due_ms > now_ms:
                 return due_ms - now_ms
@@ -108,6 +118,16 @@ class TimerQueue:
             callback, timer.callback = timer.callback, None
             callback()
         return None
+
+    def _count_cancelled(self) -> None:
+        self._cancelled += 1
+        if self._cancelled > SWEPT_FROM and self._cancelled * 2 > self.waiting:
+            for heap in (self._boot, self._wall):
+                heap[:] = [
+                    entry for entry in heap if entry[2].callback is not None
+                ]  # in place: it may be firing
+                heapq.heapify(heap)
+            self._cancelled = 0
 
     @property
     def waiting(self) -> int:
