@@ -61,7 +61,7 @@ class ChildCall(StepCall[R]):
         definition: Definition = run.children.host.definition(cls)
         _check(on_cancel, id_, tags)
         stored = accept_params(definition, params, codec=run.host.codec)
-        super().__init__(run, name or definition.name, key, definition.cls, depth=depth + 1)
+        super().__init__(run, definition.name if name is None else name, key, definition.cls, depth=depth + 1)
         self.definition = definition
         self.params = params
         self.stored = stored

@@ -26,6 +26,7 @@ from perdure.actors.callee import Callee, callee_of
 from perdure.actors.calls import StepCall
 from perdure.actors.context import CURRENT
 from perdure.actors.host import deadline_in, remaining_ms
+from perdure.actors.identity import keyed
 from perdure.actors.retry import DEFAULT_CONFIG, StepConfig, backoff_delay_s, base_delay_s, config_json
 from perdure.actors.run import ENDING, INTERRUPTING, Run
 from perdure.actors.step_stream import StreamCoder, is_streamed, stream_of
@@ -101,7 +102,7 @@ class DoCall(StepCall[T]):
         self.awaited = False
         self.callee = callee = known[0]
         self.coder = known[1]
-        self.name = full = name if key is None else f"{name}[{key}]"
+        self.name = full = name if key is None else keyed(name, key)
         self.count = count = run.names.claim_full("do", full, name, callee.identity)
         self.record = record = run.journal.unasked.pop(("do", full, count), None)
         frame = sys._getframe(depth)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # for law 8, as in caller()

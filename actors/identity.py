@@ -11,9 +11,9 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import CodeType
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import trio
 from trio.lowlevel import current_task
@@ -22,10 +22,53 @@ from perdure.errors import AmbiguousStepError, InvalidArgumentError
 from perdure.limits import NAME_CHARS_MAX
 from perdure.storage.names import check_step_name
 
+T = TypeVar("T")
 RENAMED: Final = "renamed"
 """Stands for the kind where a name is the former name of a step (`was=`), and so nobody's any more."""
 
 ADVICE: Final = "give the parts distinct names, key=..., or use step.map / step.gather"
+
+
+PLAIN_KEYS: Final = frozenset({str, int})
+
+
+def keyed(name: str, key: object) -> str:
+    """Return a name with its key, as it is recorded.
+
+    Raises `InvalidArgumentError` for a key that reads otherwise in the next process: its step
+    would run again there.
+    """
+    if key.__class__ not in PLAIN_KEYS:
+        cls = type(key)
+        if cls.__str__ is object.__str__ and cls.__repr__ is object.__repr__:
+            raise InvalidArgumentError(
+                f"key of step {name!r}: {cls.__qualname__} has no text of its own but its place in memory,"
+                " which no replay finds again; give a text or a number"
+            )
+        if isinstance(key, set | frozenset):
+            raise InvalidArgumentError(
+                f"key of step {name!r}: a set is in another order in each process; give a text or a number"
+            )
+    return f"{name}[{key}]"
+
+
+def parts_of(name: str, items: Iterable[T], limit: int | None) -> Iterable[T]:
+    """Return what the parts of a step are made of, checked with how many may run at a time.
+
+    Raises `InvalidArgumentError`.
+    """
+    if limit is not None and (type(limit) is not int or limit < 1):
+        raise InvalidArgumentError(
+            f"limit={limit!r}: it must be 1 or more, a whole number, or None for all at once"
+        )
+    if isinstance(items, set | frozenset):
+        raise InvalidArgumentError(
+            f"{name!r} has a set for its parts, which is in another order in each process: give a list, as of"
+            " sorted(...)"
+        )
+    if not isinstance(items, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance] - a caller unseen by it
+        raise InvalidArgumentError(f"{name!r} has {items!r} for its parts: give a list")
+    return items
 
 
 Asker = tuple[trio.lowlevel.Task, frozenset[trio.Nursery], str]
@@ -50,7 +93,7 @@ class Names:
 
         Raises `InvalidNameError` and `AmbiguousStepError`.
         """
-        full = name if key is None else f"{name}[{key}]"
+        full = name if key is None else keyed(name, key)
         return full, self.claim_full(kind, full, name, function)
 
     def claim_full(self, kind: str, full: str, name: str, function: object) -> int:
@@ -80,7 +123,7 @@ class Names:
         if not isinstance(names, tuple) or not names:  # pyright: ignore[reportUnnecessaryIsInstance] - untyped callers
             raise InvalidArgumentError(f"was={was!r}: it is the former name of the step, or a tuple of them")
         full = tuple(names) if key is None else tuple(f"{each}[{key}]" for each in names)
-        own = name if key is None else f"{name}[{key}]"
+        own = name if key is None else keyed(name, key)
         for each in full:
             check_step_name(each)
             if each == own:

@@ -18,7 +18,7 @@ from perdure.actors.calls import StepCall
 from perdure.actors.compose import DeadlineCall, GroupCall, RaceCall
 from perdure.actors.do import DoCall, known_of
 from perdure.actors.durations import Duration, point_in_time, seconds
-from perdure.actors.identity import function_identity
+from perdure.actors.identity import function_identity, keyed
 from perdure.actors.instant import TransactionCall, ValueCall
 from perdure.actors.patch import PatchCall
 from perdure.actors.retry import DEFAULT_CONFIG
@@ -185,6 +185,8 @@ class WorkflowStep(FamilySteps, DoSteps):
     def _parts(
         self, name: str, parts: Mapping[str, StepCall[Any] | Callable[[], Any]]
     ) -> dict[str, StepCall[Any]]:
+        if not isinstance(parts, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance] - a caller unseen by it
+            raise InvalidArgumentError(f"{name!r} has {parts!r} for its parts: give a dict of them")
         if not parts:
             raise InvalidArgumentError(f"{name!r} has no parts: give at least one")
         calls: dict[str, StepCall[Any]] = {}
@@ -194,7 +196,7 @@ class WorkflowStep(FamilySteps, DoSteps):
             else:
                 # Each part has a function of its own, so its name is the whole `name[key]`.
                 known = known_of(self._run, part, None)
-                calls[key] = DoCall(self._run, f"{name}[{key}]", part, (), known, DEFAULT_CONFIG, None, 3)
+                calls[key] = DoCall(self._run, keyed(name, key), part, (), known, DEFAULT_CONFIG, None, 3)
         return calls
 
     @overload

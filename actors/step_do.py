@@ -16,6 +16,7 @@ from perdure.actors.context import StepContext
 from perdure.actors.declared import Declared
 from perdure.actors.do import DoCall, known_of
 from perdure.actors.durations import Duration
+from perdure.actors.identity import parts_of
 from perdure.actors.retry import DEFAULT_CONFIG, Retries, Sensitive, StepConfig, resolve_config
 from perdure.actors.run import Run
 from perdure.actors.signatures import (
@@ -307,8 +308,7 @@ class DoSteps:
         >>> await step.map("fetch levels", fetch_levels, ["Brest", "Cork"], limit=8)
         [[0.4, 3.1], [0.4, 3.1]]
         """
-        if limit is not None and limit < 1:
-            raise InvalidArgumentError(f"limit={limit!r}: it must be 1 or more, or None for all at once")
+        items = parts_of(name, items, limit)
         config = resolve_config(retries, timeout, heartbeat_timeout, sensitive)
         run = self._run
         known = known_of(run, fn, returns)

@@ -10,9 +10,9 @@ from perdure.actors.children import ChildCall, ChildrenCall, OnCancel
 from perdure.actors.compose import GroupCall
 from perdure.actors.continuation import ContinueCall, WhichVersion
 from perdure.actors.durations import Duration, seconds
+from perdure.actors.identity import parts_of
 from perdure.actors.run import Run
 from perdure.actors.workflow import WorkflowEvent
-from perdure.errors import InvalidArgumentError
 
 P = TypeVar("P", contravariant=True)
 Q = TypeVar("Q")
@@ -129,8 +129,7 @@ class FamilySteps:
         >>> await step.children("greet", Greet, ["Ada", "Grace"], limit=100)
         ['hello Ada', 'hello Grace']
         """
-        if limit is not None and limit < 1:
-            raise InvalidArgumentError(f"limit={limit!r}: it must be 1 or more, or None for all at once")
+        params = parts_of(name, params, limit)
         timeout_s = None if timeout is None else seconds(timeout)
         run = self._run
         with run.declaring():
