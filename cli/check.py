@@ -16,6 +16,7 @@ from perdure.engine.app import App
 from perdure.engine.bulk import Selection
 from perdure.engine.folder import StateFolder
 from perdure.engine.replay_check import ReplayReport, replay_reports
+from perdure.engine.static_check import look_at_code
 
 
 @click.command()
@@ -37,6 +38,9 @@ def check(
     is told: steps recorded as another kind, changed arguments, recorded steps that nobody asks
     for, errors between steps, results and params that no longer fit their types.
 
+    First run() itself is read: steps that nobody awaits, one name for two functions, clocks and
+    random numbers outside steps.
+
     An error is what would make an instance fail; anything else is a warning. Exits with 1 when
     there is an error. Nothing is changed. FILE's env is opened, as run() may ask for it.
 
@@ -49,14 +53,17 @@ def check(
         known = ", ".join(sorted(app.definitions)) or "none"
         raise UnknownWorkflowError(f"{file} has no workflow {workflow}; it has: {known}")
     selection = Selection(workflow=workflow, where=where)
+    code = look_at_code(app)
     found: list[ReplayReport] = []
     looked = trio.run(_look, state, app, selection, finished, found)
-    errors = sum(each.level == "error" for report in found for each in report.found)
-    warnings = sum(len(report.found) for report in found) - errors
+    levels = [each.level for report in found for each in report.found] + [each.level for each in code]
+    errors, warnings = levels.count("error"), levels.count("warning")
     if as_json:
         told: dict[str, Any] = {"instances": looked, "errors": errors, "warnings": warnings}
-        render.print_json(told | {"found": [msgspec.to_builtins(report) for report in found]})
+        render.print_json(told | {"code": msgspec.to_builtins(code), "found": msgspec.to_builtins(found)})
     else:
+        for seen in code:
+            click.echo(f"{seen.place}\n  {seen.level}: {seen.text}")
         for report in found:
             _show(report)
         agree = looked - len(found)

@@ -73,6 +73,12 @@ def test_a_warning_leaves_the_status_at_0(state: Path) -> None:
     assert "1 looked at: 0 agree, 0 errors, 1 warnings." in done.output
 
 
+def test_what_can_be_seen_in_the_code_is_told_with_its_line(tmp_path: Path) -> None:
+    done = check(tmp_path / "none", 'step.do("pack", str, event.payload)')
+    assert 1 == done.exit_code
+    assert ".py:7\n  error: step.do(...) is called and never awaited" in done.output
+
+
 def test_a_folder_that_is_not_there_has_nothing_under_way(tmp_path: Path) -> None:
     done = check(tmp_path / "none", "pass")
     assert (0, False) == (done.exit_code, (tmp_path / "none").exists())
