@@ -127,8 +127,7 @@ async def test_case_122_introspection_of_a_workflow_changes_all_instances_create
             all_research.disable_sleeps()
             research.mock_step_result("fetch", ["its own"])
             await runtime.create(Research, params="tides", id="a")
-            batch = [{"id": id_, "params": "tides"} for id_ in ("b", "c")]
-            await runtime.create_batch(Research, batch)
+            await runtime.create_batch(Research, [{"id": id_, "params": "tides"} for id_ in ("b", "c")])
             instances = await all_research.instances()
             results = {instance.id: await instance.result() for instance in instances}
             assert {"a": 0, "b": 1, "c": 0} == results
