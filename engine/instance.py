@@ -343,7 +343,7 @@ class Instance(Generic[R]):
 
         >>> await instance.delete()
         """
-        refused = await delete_all(self._access, [self.key], who=who, token=token)
+        refused = await delete_all(self._access, [self.key], who=who, token=token, alone=True)
         for error in refused.values():
             raise error
 

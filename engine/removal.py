@@ -107,22 +107,31 @@ def _told(id_: str, error: PerdureError) -> DeleteError:
 
 
 async def delete_all(
-    access: Access, keys: Sequence[Key], *, who: str | None = None, token: str | None = None
+    access: Access,
+    keys: Sequence[Key],
+    *,
+    who: str | None = None,
+    token: str | None = None,
+    alone: bool = False,
 ) -> dict[Key, PerdureError]:
-    """Delete instances; returns why, for those that could not be. A token makes it harmless to repeat."""
+    """Delete instances; returns why, for those that could not be. A token makes it harmless to repeat.
+
+    `alone`: the token is of the deletion of the one instance. That of a command to many is answered with
+    a report, so what is remembered of each instance must not stand under it.
+    """
     refused: dict[Key, PerdureError] = {}
     limiter = trio.CapacityLimiter(CLOSING_MAX)
 
     async def delete_one(key: Key) -> None:
         async with limiter:
             try:
-                await _delete_open(access, key, _token_of(token, key, keys))
+                await _delete_open(access, key, _token_of(token, key, alone=alone))
             except PerdureError as error:
                 refused[key] = error
 
     for chunk in batched(keys, AT_ONCE):
         try:
-            done = await _delete_at_rest(access, chunk, lambda key: _token_of(token, key, keys))
+            done = await _delete_at_rest(access, chunk, lambda key: _token_of(token, key, alone=alone))
         except StateError as error:
             logger.error("instances could not be deleted: %s", error)
             refused.update(dict.fromkeys(chunk, error))
@@ -214,9 +223,9 @@ def remove_files(paths: Sequence[Path]) -> None:
             raise storage_error(error, folder) from error
 
 
-def _token_of(token: str | None, key: Key, keys: Sequence[Key]) -> str | None:
+def _token_of(token: str | None, key: Key, *, alone: bool) -> str | None:
     """Return the token of one of many deletions that were asked for at once."""
-    return token if token is None or len(keys) == 1 else f"{token}/{key}"
+    return token if token is None or alone else f"{token}/{key}"
 
 
 def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
