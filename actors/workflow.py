@@ -185,7 +185,7 @@ def define(cls: Any) -> Definition:
         raise InvalidArgumentError(
             f"{cls.__qualname__}.run takes {inspect.signature(run)}; it must take (self, event, step)"
         )
-    name = getattr(cls, "name", None) or cls.__name__
+    name = getattr(cls, "name", cls.__name__)
     check_workflow_name(name)
     for attribute, allowed in (("on_divergence", OnDivergence), ("step_library", StepLibrary)):
         if getattr(cls, attribute) not in (*get_args(allowed), None):
