@@ -17,7 +17,7 @@ from perdure.actors.durations import Duration, seconds
 from perdure.actors.methods import method_of, result_of, untyped_call
 from perdure.actors.outcome import Completed, Dead, Failed, Outcome, Terminated
 from perdure.actors.workflow import Definition
-from perdure.engine.access import Access, Command
+from perdure.engine.access import Access, Command, reading
 from perdure.engine.removal import delete_all
 from perdure.engine.status import InstanceStatus
 from perdure.engine.story import HistoryEntry, Story
@@ -30,7 +30,7 @@ from perdure.errors import (
     PerdureError,
 )
 from perdure.storage.failure import failure_summary, restore_failure
-from perdure.storage.names import check_event_type
+from perdure.storage.names import check_caller, check_event_type
 from perdure.storage.query import QueryHost, RowStream
 from perdure.storage.records import Key
 from perdure.storage.rows import Row
@@ -116,7 +116,7 @@ class Instance(Generic[R]):
         ('fetch levels', 'completed')
         """
         timeout_s = seconds(timeout)
-        async with self._access.reading(self.key) as (path, immutable):
+        async with reading(self._access, self.key) as (path, immutable):
             rows = await self._queries.fetch(
                 path, query, bindings, timeout_s=timeout_s, immutable=immutable, reveal=reveal
             )
@@ -138,7 +138,7 @@ class Instance(Generic[R]):
         """
         timeout_s = seconds(timeout)
         async with (
-            self._access.reading(self.key) as (path, immutable),
+            reading(self._access, self.key) as (path, immutable),
             self._queries.stream(
                 path, query, bindings, timeout_s=timeout_s, immutable=immutable, reveal=reveal
             ) as rows,
@@ -193,7 +193,7 @@ class Instance(Generic[R]):
 
     async def _take(self, story: Story) -> list[HistoryEntry]:
         """Return the next facts that are there and durable."""
-        async with self._access.reading(self.key) as (path, immutable):
+        async with reading(self._access, self.key) as (path, immutable):
 
             async def fetch(query: str, *bindings: Any) -> Sequence[Any]:
                 return await self._queries.fetch(
@@ -257,7 +257,9 @@ class Instance(Generic[R]):
         >>> await order.call(Order.set_address, "12 Quay Street")
         'shipping to 12 Quay Street'
         """
-        name = method if isinstance(method, str) else method.__name__
+        if not isinstance(method, str) and not callable(method):  # pyright: ignore[reportUnnecessaryIsInstance] - a caller unseen by it
+            raise InvalidArgumentError(f"call: {method!r} is no method and no name of one")
+        name = method if isinstance(method, str) else getattr(method, "__name__", repr(method))
         codec = self._access.codec
         if self._definition is None:
             returns: Any = Any
@@ -306,6 +308,8 @@ class Instance(Generic[R]):
 
         Raises `InstanceFinishedError` for one that has ended already.
         """
+        if type(rollback) is not bool:
+            raise InvalidArgumentError(f"terminate: rollback={rollback!r}: it must be True or False")
         await self._command(Command(name="terminate", who=who, token=token, rollback=rollback))
 
     async def restart(
@@ -343,11 +347,13 @@ class Instance(Generic[R]):
 
         >>> await instance.delete()
         """
+        check_caller(who=who, token=token)
         refused = await delete_all(self._access, [self.key], who=who, token=token, alone=True)
         for error in refused.values():
             raise error
 
     async def _command(self, command: Command) -> None:
+        check_caller(who=command.who, token=command.token)
         await self._access.command(self.key, command)
 
     # -- inside ----------------------------------------------------------------------------

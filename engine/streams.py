@@ -201,6 +201,7 @@ class StreamReader(AsyncIterator[T]):
         """Take what there is; where that is nothing, return when the instance may have changed."""
         access, key = self._access, self._cursor.key
         change = access.change_of(key)
+        incarnation = access.require(key).incarnation
         has_ended = not self._follow or access.has_ended(key)
         cursor = copy.copy(self._cursor)  # a cancellation in here leaves everything to be taken again
         try:
@@ -213,9 +214,12 @@ class StreamReader(AsyncIterator[T]):
 
                 found = await cursor.take(fetch, has_ended=has_ended)
                 await access.synced(key)
-        except InstanceNotFoundError:
-            access.require(key)
+        except (InstanceNotFoundError, StreamNotFoundError):
+            if access.require(key).incarnation == incarnation:
+                raise
             return  # another of its id has come: the next look begins anew with that one
+        if access.require(key).incarnation != incarnation:  # that one may not have ended
+            return
         self._cursor = cursor
         self._ready.extend(found)
         if not found and not cursor.is_over:

@@ -306,6 +306,7 @@ async def test_what_an_attempt_wrote_whose_process_died_is_superseded(
         await trio.run_process(program, check=False, stderr=subprocess.DEVNULL)
     async with open_runtime(state, load_app(PROGRAM), durability=durability, replay=replay) as runtime:
         telling, spelling = await runtime.get("Telling", "a"), await runtime.get("Spelling", "a")
+        await telling.result()  # one who reads before that is told to forget the lost attempt
         tokens = await everything(telling.stream("tokens"))
         spelt = await spelling.result()
         assert spelt == await everything(spelling.stream("letters"))
