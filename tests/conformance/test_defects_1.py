@@ -173,7 +173,7 @@ async def test_defect_08_a_step_that_nobody_awaits_fails_the_run_and_does_not_ru
     called: list[int] = []
 
     async def run(step: WorkflowStep) -> str:
-        step.do("forgotten", called.append, 1)  # type: ignore[unused-coroutine, unused-awaitable]  # the defect
+        step.do("forgotten", called.append, 1)
         return "done"
 
     played = await play(run)

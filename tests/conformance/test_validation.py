@@ -16,6 +16,7 @@ from perdure import (
     InvalidNameError,
     Retries,
     StepConfig,
+    StepContext,
     WorkflowEntrypoint,
     WorkflowEvent,
     WorkflowLimits,
@@ -124,11 +125,15 @@ def test_case_050_what_retries_leave_out_is_as_documented() -> None:
     assert (1, "10 seconds") == (Retries(limit=1).limit, Retries(limit=1).delay)
 
 
+def a_second(context: StepContext, error: BaseException) -> int:
+    return 1
+
+
 async def test_case_051_options_of_steps_that_are_accepted(play: Play) -> None:
     async def run(step: WorkflowStep) -> int:
         await step.do("limit 0", lambda: None, retries=Retries(limit=0))
         await step.do("delay 0", lambda: None, retries=Retries(delay=0))
-        await step.do("delay function", lambda: None, retries=Retries(delay=lambda *_: 1))
+        await step.do("delay function", lambda: None, retries=Retries(delay=a_second))
         await step.do("sensitive", lambda: None, sensitive="output")
         return 4
 

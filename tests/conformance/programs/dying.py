@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import trio
@@ -78,4 +79,5 @@ async def main(folder: str, replay: Any, workflow: str, what: str, step: str, *e
 
 
 if __name__ == "__main__":
-    trio.run(main, *sys.argv[1:])
+    begin: Callable[..., Any] = main
+    trio.run(begin, *sys.argv[1:])
