@@ -126,8 +126,7 @@ async def open_runtime(
             ):
                 opening = Opening(
                     folder=folder, app=app, clock=clock, disk=disk, durability=durability, replay=replay,
-                    reading=reading, writing=writing, functions=functions, queries=queries,
-                    modifiers=modifiers,
+                    reading=reading, writing=writing, functions=functions, queries=queries, modifiers=modifiers,
                 )  # fmt: skip
                 async with opening.serve(entered) as runtime:
                     yield runtime

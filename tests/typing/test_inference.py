@@ -123,7 +123,7 @@ def names(fn: Callable[..., object], *but: str) -> set[str]:
         (StepOptions, names(WorkflowStep.do, "returns", "concurrent")),
         (MapOptions, names(WorkflowStep.map, "returns")),
         (CreateOptions, names(Runtime.create, "params")),
-        (RuntimeOptions, names(open_runtime, "asyncio_loop")),
+        (RuntimeOptions, names(open_runtime, "asyncio_loop", "modifiers")),
     ],
 )
 def test_the_options_that_checkers_see_are_those_that_are_taken(options: Any, expected: set[str]) -> None:
