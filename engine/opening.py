@@ -104,9 +104,8 @@ async def open_runtime(
     folder.prepare()
     if workers > 1:
         _refuse_what_is_of_this_process(clock, disk, asyncio_loop, modifiers)
-        async with open_with_workers(
-            folder, app, count=workers, durability=durability, replay=replay
-        ) as runtime:
+        there = open_with_workers(folder, app, count=workers, durability=durability, replay=replay)
+        async with there as runtime:
             yield runtime
         return
     clock = clock or SystemClock()
@@ -126,7 +125,8 @@ async def open_runtime(
             ):
                 opening = Opening(
                     folder=folder, app=app, clock=clock, disk=disk, durability=durability, replay=replay,
-                    reading=reading, writing=writing, functions=functions, queries=queries, modifiers=modifiers,
+                    reading=reading, writing=writing, functions=functions, queries=queries,
+                    modifiers=modifiers,
                 )  # fmt: skip
                 async with opening.serve(entered) as runtime:
                     yield runtime
