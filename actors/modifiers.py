@@ -24,9 +24,6 @@ from perdure.actors.host import CallOptions, Functions
 from perdure.errors import InvalidArgumentError, StepTimeoutError
 from perdure.storage.records import Key, Stored
 
-EVERY: Final = None
-"""In place of a set of names: all of them."""
-
 
 class _Run:
     """What an attempt is given that no rule speaks of: it runs its own function."""
@@ -106,11 +103,11 @@ class Modifiers:
 
     def skips_sleep(self, key: Key, name: str) -> bool:
         """Whether a sleep takes no time."""
-        return any(rules.sleeps is EVERY or name in rules.sleeps for rules in self._of(key))
+        return any(rules.sleeps is None or name in rules.sleeps for rules in self._of(key))
 
     def skips_delay(self, key: Key, name: str) -> bool:
         """Whether the next attempt of a step comes at once."""
-        return any(rules.delays is EVERY or name in rules.delays for rules in self._of(key))
+        return any(rules.delays is None or name in rules.delays for rules in self._of(key))
 
     def times_out(self, key: Key, name: str) -> bool:
         """Whether a wait for an event times out at once."""

@@ -15,7 +15,7 @@ from typing import Any, Final, Self
 
 import trio
 
-from perdure.actors.modifiers import EVERY, Failing, Modifiers
+from perdure.actors.modifiers import Failing, Modifiers
 from perdure.engine.access import Access
 from perdure.engine.bulk import check_status
 from perdure.engine.instance import Instance
@@ -121,15 +121,15 @@ class Introspection:
     def disable_sleeps(self, *names: str) -> None:
         """Have the sleeps of these names take no time; all sleeps where none is named."""
         if not names:
-            self._rules.sleeps = EVERY
-        elif self._rules.sleeps is not EVERY:
+            self._rules.sleeps = None
+        elif self._rules.sleeps is not None:
             self._rules.sleeps.update(names)
 
     def disable_retry_delays(self, *names: str) -> None:
         """Have the next attempt of these steps come at once; of all steps where none is named."""
         if not names:
-            self._rules.delays = EVERY
-        elif self._rules.delays is not EVERY:
+            self._rules.delays = None
+        elif self._rules.delays is not None:
             self._rules.delays.update(names)
 
     def mock_event(self, type: str, payload: Any = None) -> None:  # noqa: A002 - as in send_event
