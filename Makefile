@@ -13,7 +13,7 @@ pip := $(bin)/python -m pip install -qq --disable-pip-version-check
 made := $(VENV)/.made-by-$(notdir $(PYTHON))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos powerloss check lint types mypy pyright floors format cover wheel wheel-test bench clean
+.PHONY: help demo test chaos powerloss property check lint types mypy pyright floors format cover wheel wheel-test bench clean
 
 help:  ## what can be made
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -33,6 +33,11 @@ chaos: $(VENV)/.test  ## 200 kills at random instants in each mode, and 200 in t
 powerloss: $(VENV)/.test  ## 400 power failures for each kind of work, and 200 in the middle of a recovery
 	@PERDURE_POWERLOSS_CRASHES=$${PERDURE_POWERLOSS_CRASHES:-400} $(bin)/pytest \
 	tests/durability/test_power_loss.py -o faulthandler_timeout=1800 $(ARGS)
+
+# PERDURE_PROPERTY_SEED=n repeats a campaign; the suite runs the same tests with a few programs.
+property: $(VENV)/.test  ## 1,000 generated programs, stopped and killed, beside what they must come to
+	@PERDURE_PROPERTY_COUNT=$${PERDURE_PROPERTY_COUNT:-1000} $(bin)/pytest tests/durability/test_property.py \
+	-s -o faulthandler_timeout=7200 $(ARGS)
 
 check: lint types floors  ## lint, types and floors
 

@@ -82,15 +82,19 @@ class Report(Protocol):
 
 
 class Leaf:
-    """A task that waits in a parked call, and what keeps it from hibernating, if anything."""
+    """A task that waits in a parked call, and what keeps it from hibernating, if anything.
 
-    __slots__ = ("hindrance", "scope", "task", "wake")
+    `arrived` is set once it is to go on, which trio lets it do a moment later.
+    """
+
+    __slots__ = ("arrived", "hindrance", "scope", "task", "wake")
 
     def __init__(self, task: trio.lowlevel.Task, wake: Deadline | None, hindrance: str | None) -> None:
         self.task = task
         self.wake = wake
         self.hindrance = hindrance
         self.scope = None if hindrance is None else trio.CancelScope()
+        self.arrived: trio.Event | None = None
 
 
 class Run:
@@ -346,7 +350,7 @@ class Run:
     # -- parking ---------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def parked(self, wake: Deadline | None) -> Generator[None]:
+    def parked(self, wake: Deadline | None) -> Generator[Leaf]:
         """Mark the calling task as parked until `wake`, or for an event, while inside."""
         leaf = Leaf(trio.lowlevel.current_task(), wake, self._hindrance())
         self._leaves[leaf] = None
@@ -357,7 +361,7 @@ class Run:
             if self.running == 0:
                 self._on_quiet()
             with leaf.scope or contextlib.nullcontext():
-                yield
+                yield leaf
         finally:
             del self._leaves[leaf]
             self._note_idle()
@@ -377,7 +381,8 @@ class Run:
         """Return when `event` is set, at `wake` at the latest."""
         timer = None if wake is None else self.host.timers.at(wake, event.set)
         try:
-            with self.parked(wake):
+            with self.parked(wake) as leaf:
+                leaf.arrived = event
                 await event.wait()
         finally:
             if timer is not None:
@@ -393,6 +398,8 @@ class Run:
         for leaf in self._leaves:
             if leaf.hindrance is not None:
                 return leaf.hindrance
+            if leaf.arrived is not None and leaf.arrived.is_set():  # stopped now, nobody would wake it again
+                return "what it waited for has come"
         parked = {leaf.task for leaf in self._leaves}
         for task in _leaf_tasks(self._task):
             if task not in parked:

@@ -16,13 +16,14 @@ from perdure.errors import InstanceExistsError
 from perdure.storage.query import QueryHost
 from perdure.storage.records import CatalogRow, Stored
 
-PARAMS = "SELECT params FROM instance"
+PARAMS = "SELECT params, generation FROM instance"
 
 
 async def require_same_params(access: Access, queries: QueryHost, row: CatalogRow, given: Stored) -> None:
     """Raise `InstanceExistsError` where the instance was created with other params than `given`.
 
-    Of an instance whose file has expired nobody knows any more; it may be attached to.
+    Of an instance whose file has expired, or whose run has gone on as new with params of its own, nobody
+    knows any more; it may be attached to, as a program does that starts its run without end at each start.
     """
     if row.archived is not None:
         return
@@ -31,6 +32,8 @@ async def require_same_params(access: Access, queries: QueryHost, row: CatalogRo
     else:
         async with reading(access, row.key) as (path, immutable):
             rows = await queries.fetch(path, PARAMS, (), timeout_s=30.0, immutable=immutable)
+        if rows[0]["generation"] > 1:
+            return
         recorded = rows[0]["params"]
     if recorded is None:
         recorded = "null"
