@@ -373,6 +373,7 @@ class Actor:
         return await workflow.run(event, WorkflowStep(run))
 
     def _quiet(self) -> None:
+        self.control.touched &= self._run is None or self._run.parked_calls > 1  # one may be about to go on
         self.last_active_ms = self._host.clock.boot_ms()
         self._on_quiet(self)
 
@@ -455,7 +456,6 @@ class Actor:
             if idle_ms + 1 < self._host.limits.idle_grace_s * 1000:
                 return
         if run is not None:
-            self.control.touched = False  # what comes while it is being stopped may be what it waits for
             run.stop("hibernate")
 
     def tell_what_keeps_it_warm(self) -> None:

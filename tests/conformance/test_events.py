@@ -59,6 +59,18 @@ async def test_case_054_an_event_wakes_an_instance_whose_process_died(
         assert "after the death" == await instance.result()
 
 
+async def test_case_054_an_event_wakes_an_instance_that_leaves_memory_at_that_moment(
+    folder: Path, replay: Any, reached: Any, settled: Any
+) -> None:
+    async with open_test_runtime(folder, workflows=[WaitsForEver], replay=replay) as runtime:
+        for _ in range(5):  # whether it is still there, leaving or gone depends on threads
+            instance = await runtime.create(WaitsForEver)
+            await reached(instance, "event started", "wait")
+            await settled(runtime)
+            await instance.send_event("go", "now")
+            assert "now" == await instance.result()
+
+
 async def test_case_055_of_three_waits_the_second_times_out_and_the_others_get_their_events(
     folder: Path, replay: Any, reached: Any
 ) -> None:
