@@ -55,8 +55,6 @@ def known_tests() -> set[str]:
 @pytest.mark.parametrize("half", [0, 1], ids=["first", "second"])
 def test_every_case_is_listed_once(half: int) -> None:
     listed = Counter(case for case, _, _ in rows() if case in HALVES[half])
-    if half == 1 and not listed:
-        pytest.skip("the second half of the table is being written")
 
     assert HALVES[half] == set(listed)
     assert {1} == set(listed.values())
