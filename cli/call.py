@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import click
 import trio
@@ -35,11 +35,10 @@ def call(
     perdure call Order/17 set_address '["12 Quay Street"]'
     perdure call Order/17 set_address '{"address": "12 Quay Street", "note": "ring twice"}'
     """
-    given: Any = options.read_json(arguments, "ARGUMENTS")
-    if given is None:
-        given = []
-    if not isinstance(given, list | dict):
+    read = options.read_json(arguments, "ARGUMENTS")
+    if not isinstance(read, list | dict | None):
         raise InvalidArgumentError("ARGUMENTS must be a JSON list of arguments, or an object of named ones")
+    given = cast("list[Any] | dict[str, Any]", [] if read is None else read)
     key, value = trio.run(_call, state, instance, method, given, timeout_s)
     if as_json:
         render.print_json({"instance": key, "method": method, "value": json.loads(value)})
@@ -48,7 +47,7 @@ def call(
 
 
 async def _call(
-    state: Path, instance: str, method: str, given: list[object] | dict[str, object], timeout_s: float
+    state: Path, instance: str, method: str, given: list[Any] | dict[str, Any], timeout_s: float
 ) -> tuple[str, str]:
     async with open_remote(state) as remote:
         key = remote.resolve(instance)

@@ -114,9 +114,7 @@ class App:
         """Return an app that has `workflows` besides its own."""
         own = [definition.cls for definition in self.definitions.values()]
         more = [cls for cls in workflows if cls not in own]
-        app = App(
-            [*own, *more], env=self.env, limits=self.limits, hooks=self.hooks, retention=self.retention
-        )
+        app = App([*own, *more], env=self.env, limits=self.limits, hooks=self.hooks, retention=self.retention)
         app.files = () if more else self.files
         return app
 

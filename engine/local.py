@@ -163,6 +163,7 @@ class LocalAccess:
 
     async def status(self, key: Key) -> InstanceStatus:
         """Return where the instance stands; what it rests on is durable."""
+        await trio.lowlevel.checkpoint()  # who asks again and again lets everybody else go on
         status = await self._status(key)
         await self.loop.synced(key)
         return status

@@ -168,7 +168,7 @@ class Opening:
         replay: Replay,
         reading: Catalog,
         writing: Catalog,
-        functions: FunctionHost,
+        functions: Functions,
         queries: QueryHost,
         modifiers: Modifiers | None = None,
     ) -> None:
@@ -180,9 +180,9 @@ class Opening:
         self.replay: Replay = replay
         self.reading = reading
         self.writing = writing
-        self.functions: Functions = (
-            functions if modifiers is None else ModifiedFunctions(functions, modifiers)
-        )
+        self.functions: Functions = functions
+        if modifiers is not None:
+            self.functions = ModifiedFunctions(functions, modifiers)
         self.queries = queries
         self.modifiers = modifiers
         for catalog in (reading, writing):

@@ -35,7 +35,9 @@ async def families(step: WorkflowStep) -> None:
     assert_type(await step.child("Ship", {"to": "Brest"}), Any)
     assert_type(await step.children("ship", Ship, [Parcel("Brest"), Parcel("Cork")], limit=10), list[Receipt])
     assert_type(await step.children("ship", Ship, (Parcel(to) for to in ("Brest", "Cork"))), list[Receipt])
-    assert_type(await step.gather("both", {"a": step.child(NoParams), "b": step.child(NoParams)}), dict[str, int])
+    assert_type(
+        await step.gather("both", {"a": step.child(NoParams), "b": step.child(NoParams)}), dict[str, int]
+    )
 
 
 async def endless(step: WorkflowStep) -> str:
