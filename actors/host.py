@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypedDict, Unpack
+from typing import Any, Literal, Protocol
 
 from perdure.actors.child_host import ChildHost
 from perdure.actors.functions import FunctionStatistics, Kind, Library
@@ -64,20 +64,19 @@ class Timers(Protocol):
         ...
 
 
-class CallOptions(TypedDict, total=False):
-    """What `Functions.call` takes by name; see `FunctionHost.call`."""
-
-    library: Library
-    on_cancel: Callable[[], None] | None
-    still_counts: Callable[[], bool] | None
-    on_beat: Callable[[Any], None] | None
-
-
 class Functions(Protocol):
     """Runs step functions. `FunctionHost` does, and in a test what stands in front of it."""
 
     async def call(
-        self, kind: Kind, fn: Callable[..., Any], args: tuple[Any, ...] = (), **options: Unpack[CallOptions]
+        self,
+        kind: Kind,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...] = (),
+        *,
+        library: Library = "trio",
+        on_cancel: Callable[[], None] | None = None,
+        still_counts: Callable[[], bool] | None = None,
+        on_beat: Callable[[Any], None] | None = None,
     ) -> Any:
         """Run `fn(*args)` and return what it returns, once it has ended."""
         ...

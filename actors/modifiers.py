@@ -14,13 +14,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Final, NamedTuple, Unpack
+from typing import Any, Final, NamedTuple
 
 from perdure.actors.attempt import Attempt
 from perdure.actors.compensation import RollbackContext
 from perdure.actors.context import CURRENT
-from perdure.actors.functions import FunctionStatistics, Kind
-from perdure.actors.host import CallOptions, Functions
+from perdure.actors.functions import FunctionStatistics, Kind, Library
+from perdure.actors.host import Functions
 from perdure.errors import InvalidArgumentError, StepTimeoutError
 from perdure.storage.records import Key, Stored
 
@@ -163,11 +163,23 @@ class ModifiedFunctions:
         self._modifiers = modifiers
 
     async def call(
-        self, kind: Kind, fn: Callable[..., Any], args: tuple[Any, ...] = (), **options: Unpack[CallOptions]
+        self,
+        kind: Kind,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...] = (),
+        *,
+        library: Library = "trio",
+        on_cancel: Callable[[], None] | None = None,
+        still_counts: Callable[[], bool] | None = None,
+        on_beat: Callable[[Any], None] | None = None,
     ) -> Any:
         """As `FunctionHost.call`."""
         answer = self._modifiers.answer()
-        return await self._functions.call(kind, fn, args, **options) if answer is RUN else answer
+        if answer is not RUN:
+            return answer
+        return await self._functions.call(
+            kind, fn, args, library=library, on_cancel=on_cancel, still_counts=still_counts, on_beat=on_beat
+        )
 
     def call_now(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         """As `FunctionHost.call_now`."""

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import trio
 
-from perdure.actors.functions import FunctionHost, open_function_host
+from perdure.actors.functions import open_function_host
 from perdure.actors.host import Functions, Host, Replay
 from perdure.actors.limiting import check_limits
 from perdure.actors.modifiers import ModifiedFunctions, Modifiers
