@@ -29,6 +29,7 @@ from property.verdict import judge
 pytestmark = pytest.mark.slow
 
 PROGRAMS_MAX = 60
+CHECKS: list[HealthCheck] = list(HealthCheck)  # pyright: ignore[reportAssignmentType]  # hypothesis' iteration is untyped
 DONE = (Do(), Do(), Do(), Do())
 UNDONE = (Do(undo="ok"), Do(undo="ok"), Raise())
 
@@ -48,7 +49,7 @@ def found_by_programs(*last: AnyNode) -> None:
     @seed(1)
     @settings(
         max_examples=PROGRAMS_MAX, deadline=None, database=None, phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck), report_multiple_bugs=False,
+        suppress_health_check=CHECKS, report_multiple_bugs=False,
     )  # fmt: skip
     @given(programs(), st.lists(st.integers(1, 80), max_size=5))
     def search(program: Program, stops: list[int]) -> None:
@@ -78,7 +79,11 @@ def test_a_journal_that_forgets_a_record_is_found(monkeypatch: pytest.MonkeyPatc
 
 def test_a_rollback_in_the_order_of_the_starts_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     shipped: Any = InstanceRollback.__dict__["_left"]
-    monkeypatch.setattr(InstanceRollback, "_left", lambda self: shipped(self)[::-1])
+
+    def turned(self: InstanceRollback) -> Any:
+        return shipped(self)[::-1]
+
+    monkeypatch.setattr(InstanceRollback, "_left", turned)
 
     with pytest.raises(AssertionError, match="rollback"):
         found_by_programs(*UNDONE)

@@ -42,15 +42,15 @@ class Expected:
     program: Program
     result: int | None = None
     failure: str | None = None
-    rows: dict[Row, set[str]] = dataclasses.field(default_factory=dict)
+    rows: dict[Row, set[str]] = dataclasses.field(default_factory=dict[Row, set[str]])
     """The statuses that the steps of the last generation may have; a row with `missing` may be none."""
-    ran: set[tuple[str, int]] = dataclasses.field(default_factory=set)
+    ran: set[tuple[str, int]] = dataclasses.field(default_factory=set[tuple[str, int]])
     """The steps of all generations whose function has succeeded."""
-    undone: dict[tuple[str, int], Undoing] = dataclasses.field(default_factory=dict)
-    sends: list[tuple[str, int]] = dataclasses.field(default_factory=list)
+    undone: dict[tuple[str, int], Undoing] = dataclasses.field(default_factory=dict[tuple[str, int], Undoing])
+    sends: list[tuple[str, int]] = dataclasses.field(default_factory=list[tuple[str, int]])
     """Type and payload of each event that must be delivered, in an order in which they may be sent."""
-    written: set[str] = dataclasses.field(default_factory=set)
-    children: list[Expected] = dataclasses.field(default_factory=list)
+    written: set[str] = dataclasses.field(default_factory=set[str])
+    children: list[Expected] = dataclasses.field(default_factory=list["Expected"])
 
     @property
     def family(self) -> list[Expected]:

@@ -80,8 +80,8 @@ def be_born(case: Case, points: int | None, outcome: Path) -> None:
         ended = trio.run(partial(live, case, World(case.witness, clock.point), clock))
         outcome.write_bytes(msgspec.json.encode(ended))
         status = 0
-    except BaseException:  # noqa: BLE001 - it is told, and the process ends
-        sys.excepthook(*sys.exc_info())
+    except BaseException as error:  # noqa: BLE001 - it is told, and the process ends
+        sys.excepthook(type(error), error, error.__traceback__)
     finally:
         sys.stderr.flush()
         os._exit(status)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import textwrap
 import zlib
-from typing import Literal
+from typing import Literal, cast
 
 import msgspec
 
@@ -138,6 +138,9 @@ AnyNode = (
     | Deadline | Child | Brood
 )  # fmt: skip
 
+Parts = Block | tuple[Block, ...]
+"""What a field of a node holds that has others inside it."""
+
 
 class Program(msgspec.Struct, frozen=True):
     """What one instance does: a block for each generation, each but the last ends by `continue_as_new`."""
@@ -181,12 +184,12 @@ def _block(block: Block, path: str) -> str:
 
 
 def _node(node: AnyNode, path: str) -> str:
-    options = []
-    inside = []
+    options: list[str] = []
+    inside: list[tuple[str, Parts]] = []
     for field in node.__struct_fields__:
-        value = getattr(node, field)
+        value: Parts | tuple[str, ...] | str | int | None = getattr(node, field)
         if isinstance(value, tuple) and not all(isinstance(each, str) for each in value):
-            inside.append((field, value))
+            inside.append((field, cast("Parts", value)))
         elif value not in (None, False, 0, "fine"):
             options.append(field if value is True else f"{field}={value}")
     text = " ".join([path, type(node).__name__.lower(), *options])
@@ -195,7 +198,7 @@ def _node(node: AnyNode, path: str) -> str:
     return text
 
 
-def _parts(field: str, value: Block | tuple[Block, ...], path: str) -> str:
+def _parts(field: str, value: Parts, path: str) -> str:
     if all(isinstance(each, tuple) for each in value):
         blocks = [each for each in value if isinstance(each, tuple)]
         return "\n--\n".join(_block(each, f"{path}.{index}") for index, each in enumerate(blocks)) or "none"

@@ -77,12 +77,20 @@ def judge_runs(path: Path, expected: Expected, told: list[Line]) -> None:
     begun = Counter(line[2:] for line in told if line[0] == "begin")
     ended = {line[2:] for line in told if line[0] == "end"}
     same({}, {attempt: times for attempt, times in begun.items() if times > 1}, "an attempt ran twice")
-    same(set(), expected.ran - {(name, count) for name, count, _ in ended}, "steps that never ran")
+    same(
+        set[tuple[str, int]](),
+        expected.ran - {(name, count) for name, count, _ in ended},
+        "steps that never ran",
+    )
     completed = rows_of(
         path, "SELECT name, count, attempts FROM steps WHERE kind = 'do' AND status = 'completed'"
     )
     success = {(name, count): attempt for name, count, attempt in completed}
-    same(set(), {(*step, attempt) for step, attempt in success.items()} - ended, "recorded, and not done")
+    same(
+        set[tuple[str, int, int]](),
+        {(*step, attempt) for step, attempt in success.items()} - ended,
+        "recorded, and not done",
+    )
     late = [line for line in begun if line[2] > success.get(line[:2], line[2])]
     same([], late, "attempts after a success")
 
@@ -94,11 +102,11 @@ def judge_rollback(path: Path, expected: Expected, told: list[Line]) -> None:
         same([], undone, "no rollback")
         return
     started = rows_of(path, "SELECT name, count FROM steps WHERE kind = 'do' ORDER BY seq DESC")
-    order = [step for step in started if step in expected.undone]
+    order: list[tuple[str, int]] = [step for step in started if step in expected.undone]
     stages = [expected.undone[step].stage for step in order]
     same(sorted(stages, reverse=True), stages, "the order in which steps started, last first")
     same(len(expected.undone), len(order), "steps with handlers")
-    due = []
+    due: list[tuple[str, int, str]] = []
     for step in order:
         due.append((*step, "failed" if expected.undone[step].undo == "stuck" else "completed"))
         if due[-1][2] == "failed":

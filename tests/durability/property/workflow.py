@@ -308,7 +308,7 @@ class Interpreter:
         type_ = "picky" if node.picky else path if parallel else "next"
         self._asked[path] = self._asked.get(path, 0) + 1
         wanted = meant(path, self._asked[path])
-        where = (lambda payload: payload == wanted) if node.picky else None
+        where: Callable[[int], bool] | None = (lambda payload: payload == wanted) if node.picky else None
         return self._step.wait_for_event(path, type=type_, timeout=None, returns=int, where=where)
 
 
