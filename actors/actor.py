@@ -304,7 +304,6 @@ class Actor:
         self.lifecycle.set_status("running", reason=ROLLING_BACK)
         self.journal.cancel_open(at_ms=self._host.clock.wall_ms(), but="rollback")
         self.children.end_soon(self.children.left_behind())
-        self.children.end_soon(self.children.left_behind())
         sought = rollback.sought()
         if sought:
             run = self._new_run(definition)

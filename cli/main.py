@@ -41,9 +41,17 @@ COMMANDS: Final[dict[str, Entry]] = {
         "perdure.cli.describe:describe", LOOK, "Show one instance: where it stands and why, and its timeline."
     ),
     "watch": Entry("perdure.cli.watch:watch", LOOK, "Follow an instance's history until it has ended."),
-    "stream": Entry("perdure.cli.stream:stream", LOOK, "Print a stream of an instance as it is written."),
+    "stream": Entry(
+        "perdure.cli.stream:stream",
+        LOOK,
+        "Print a stream, or the result of a step that yields, while it is written.",
+    ),
     "sql": Entry("perdure.cli.sql:sql", LOOK, "Ask instances with SQL."),
-    "schedules": Entry("perdure.cli.schedules:schedules", LOOK, "List what is created by itself, and when."),
+    "schedules": Entry(
+        "perdure.cli.schedules:schedules",
+        LOOK,
+        "List schedules: when each came last, when it comes next, and whether it is paused.",
+    ),
     "top": Entry("perdure.cli.top:top", LOOK, "Show what the processes that serve a state folder are doing."),
     "send-event": Entry("perdure.cli.control:send_event", CONTROL, "Send an event to an instance."),
     "call": Entry("perdure.cli.call:call", CONTROL, "Call a method of a running instance."),

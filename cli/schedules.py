@@ -98,7 +98,9 @@ def backfill(
     as_json: bool,
     timeout_s: float,
 ) -> None:
-    """Create the instances that a schedule would have created in a stretch of time, and has not.
+    """Create what a schedule missed in a stretch of time.
+
+    That is the instances that it would have created then, and has not.
 
     Each gets the id that the schedule itself gives, so that repeating this creates nothing twice. SCHEDULE is
     Workflow/ID as `perdure schedules` shows it, or the ID alone. A TIME without a zone is UTC.
