@@ -139,6 +139,7 @@ class Life:
         self._owner = owner
         self._definition = definition
         self._users = 0
+        self._used = False  # since the last look at its outcome; a run that has parked since does not count
         self._unused = trio.Event()
         self._shutting_down = False
         self.unwritten = Unwritten(self, owner, expected=newborn)
@@ -253,17 +254,19 @@ class Life:
             outcome = await actor.advance()
             if isinstance(outcome, Terminated | Deleted):  # nobody waits for a method that may never return
                 actor.calls.stop(ended_under_call(self.key, outcome))
-            actor.control.touched = False
+            actor.control.touched = self._used = False
             while self._users:
                 self._unused = trio.Event()
                 await self._unused.wait()
             await actor.calls.none_under_way()
-            stays = not actor.control.touched and (
+            stays = not (actor.control.touched or self._used) and (
                 not isinstance(outcome, Parked) or actor.starts_later is not None
             )
             if stays and actor.calls.waiting:
                 actor.calls.refuse(unreachable(self.key, outcome, actor.starts_later))
-            if isinstance(outcome, Broken) or not (actor.control.touched or actor.calls.waiting):
+            if isinstance(outcome, Broken) or not (
+                actor.control.touched or self._used or actor.calls.waiting
+            ):
                 return outcome
 
     async def _rest(self, outcome: Outcome) -> None:
@@ -437,8 +440,7 @@ class Life:
             yield actor
             await self._owner.host.gate.passed(file)
         finally:
-            if self.actor is not None:
-                self.actor.control.touched = True
+            self._used = True
             self._users -= 1
             if self._users == 0:
                 self._unused.set()

@@ -91,6 +91,9 @@ class TraceReader:
             if text.startswith("<... "):
                 head, since = begun.pop(thread)
                 text = head + text.partition("resumed>")[2]
+            if not (line.endswith("\n") or CALL.fullmatch(text)):  # a death cut the tracer's own line short
+                begun[thread] = (text.rpartition(",")[0], since)
+                continue
             call = parse(text, since)
             if call is not None and call.result == "?":
                 self.under_way.append(call)
